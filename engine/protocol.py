@@ -1,0 +1,81 @@
+"""What the server knows of an engine, whichever kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from scheduler.request import Request
+from scheduler.scheduler import SchedulerStats
+from scheduler.step_plan import SequenceOutput
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    RESTARTING = "restarting"
+    """The engine died; a new one is being started."""
+    FAILED = "failed"
+    """The engine died and will not be started again."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    state: EngineState
+    detail: str = ""
+    """One line for people: what is being loaded, why it died."""
+    num_restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The newest figures an engine sent; reading them never waits on its loop."""
+
+    scheduler: SchedulerStats = field(default_factory=SchedulerStats)
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps since the engine started."""
+
+
+class EngineError(Exception):
+    """The engine could not finish a request; the message is fit for the client."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine is starting, restarting, draining, failed or full: try again later."""
+
+
+class InvalidRequestError(EngineError):
+    """The engine cannot run this request at all, however often it is tried."""
+
+
+class Engine(Protocol):
+    """Runs requests.
+
+    ``start`` returns when the engine can take requests, and raises ``EngineError`` when it
+    cannot be started. ``generate`` yields each continuation's new tokens as they come and ends
+    after every continuation has finished; closing the iterator early (or cancelling the task
+    that reads it) aborts the request, whose blocks are free within a step. It raises
+    ``EngineUnavailableError`` before the first token when the engine takes no requests, and
+    ``EngineError`` at any time when the engine dies under the request.
+    """
+
+    async def start(self) -> None: ...
+
+    def generate(self, request: Request) -> AsyncIterator[SequenceOutput]: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def health(self) -> EngineHealth: ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new requests, lets those in flight finish for at most ``grace_s`` seconds."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,92 @@
+"""What a request asks of the sampler and when it wants to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+class InvalidParameterError(ValueError):
+    """A parameter outside its domain; ``parameter`` is its name in the API."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(f"{parameter} {message}")
+        self.parameter = parameter
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Sampling and stopping rules of one request, validated on construction.
+
+    ``stop_token_ids`` holds every token that ends the output, the model's own end-of-sequence
+    tokens included: who builds the request decides whether those count (``ignore_eos``).
+    ``seed`` is always set; a request without one gets a random seed before it comes here, so
+    that there is a single path through the sampler.
+
+    Raises:
+        InvalidParameterError: a value is outside the range the OpenAI API gives it.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    """Keep tokens at least this likely relative to the likeliest."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    """Stop tokens are masked until this many output tokens exist."""
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        _require(_INT64_MIN <= self.seed <= _INT64_MAX, "seed", "must fit in 64 bits")
+        _require_range("temperature", self.temperature, 0.0, 2.0)
+        _require(self.top_k >= 0, "top_k", "must be 0 (off) or positive")
+        _require_range("top_p", self.top_p, 0.0, 1.0)
+        _require(self.top_p > 0, "top_p", "must be above 0")
+        _require_range("min_p", self.min_p, 0.0, 1.0)
+        _require_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _require_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _require(
+            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "repetition_penalty",
+            "must be a finite number above 0",
+        )
+        for _, bias in self.logit_bias:
+            _require_range("logit_bias", bias, -100.0, 100.0)
+        _require(self.min_tokens >= 0, "min_tokens", "must not be negative")
+        _require(
+            self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            f"({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.repetition_penalty != 1.0
+        )
+
+
+def _require(condition: bool, parameter: str, message: str) -> None:
+    if not condition:
+        raise InvalidParameterError(parameter, message)
+
+
+def _require_range(parameter: str, value: float, low: float, high: float) -> None:
+    # NaN fails both comparisons, so it is refused here too.
+    _require(low <= value <= high, parameter, f"must be between {low:g} and {high:g}")

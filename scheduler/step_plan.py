@@ -1,0 +1,79 @@
+"""The messages between the scheduler and whoever executes a step.
+
+A plan carries differences: a sequence's tokens and parameters travel once, when it starts (or
+starts again after preemption); afterwards only counts and new block numbers do. Every rank of a
+tensor-parallel engine gets the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scheduler.request import FinishReason
+from scheduler.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class StartedSequence:
+    """All that an executor must know of a sequence that it does not hold yet."""
+
+    sequence_id: int
+    token_ids: tuple[int, ...]
+    """Prompt and, after preemption, the output so far."""
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    index: int
+    """Which of the request's continuations; it selects the random stream of the seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """What one sequence does in this step.
+
+    Tokens ``[num_computed_tokens, num_computed_tokens + num_tokens)`` are computed. When they
+    reach the end of the known tokens, ``samples`` is true and one token is sampled after them.
+    """
+
+    sequence_id: int
+    num_computed_tokens: int
+    num_tokens: int
+    new_block_ids: tuple[int, ...]
+    """Blocks appended to the sequence's block table before this step."""
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass: who leaves, who starts, who computes how much.
+
+    ``dropped`` comes first: the executor forgets those sequences (finished, aborted or
+    preempted) before it reads ``started``, which may name one of them again.
+    """
+
+    step_id: int
+    dropped: tuple[int, ...] = ()
+    started: tuple[StartedSequence, ...] = ()
+    scheduled: tuple[ScheduledSequence, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step: one token for every scheduled sequence with ``samples``."""
+
+    sampled_token_ids: dict[int, int] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutput:
+    """New tokens of one continuation, on their way to whoever asked."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
