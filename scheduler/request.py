@@ -28,7 +28,7 @@ class Request:
     """What arrives: a tokenized prompt and how to continue it, ``n`` times.
 
     ``priority`` follows the field's convention: lower is earlier. ``arrival_time`` is in seconds
-    of the host's clock, the one that the host passes to ``Scheduler.schedule`` as ``now``.
+    of the host's clock, whichever that is (real or simulated).
     ``cache_salt`` separates prefix caches: blocks are shared only under equal salts.
     """
 

@@ -1,4 +1,37 @@
+"""Decides who runs in the next step. Pure: no clock, no tensors, no input or output.
+
+There is no prefill phase and no decode phase. Every sequence has ``num_computed_tokens`` chasing
+``num_tokens``, and a step is a map from sequences to numbers of tokens:
+
+    schedule() → StepPlan      first everyone who wants one token, then those who want more,
+                               then newcomers, while tokens, places and blocks last
+    update(plan, result)       counts move, sampled tokens are appended, stops are checked
+
+See ``scheduler.policy`` for the order of sequences and the starvation bound.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
+
+from scheduler.block_pool import BlockPool
+from scheduler.config import SchedulerConfig
+from scheduler.policy import preemption_key, prefill_share, virtual_deadline
+from scheduler.prefix_cache import PrefixCache
+from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
+from scheduler.sampling_params import InvalidParameterError
+from scheduler.step_plan import (
+    ScheduledSequence,
+    SequenceOutput,
+    StartedSequence,
+    StepPlan,
+    StepResult,
+)
+
+_by_order = attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +50,326 @@ class SchedulerStats:
     num_prefix_hits: int = 0
     """Of those, tokens found."""
     num_preemptions: int = 0
+
+
+class Scheduler:
+    """Continuous batching over a paged KV cache.
+
+    A host calls ``add`` and ``abort`` between steps, and ``schedule`` and ``update`` in turns.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self._pool = BlockPool(config.num_blocks)
+        self._prefix_cache = PrefixCache(
+            self._pool, config.block_size, enabled=config.enable_prefix_caching
+        )
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        self._requests: dict[str, list[Sequence]] = {}
+        """Unfinished continuations of each request."""
+        self._held_back: dict[str, list[Sequence]] = {}
+        """Continuations that wait for the first one to compute their common prompt."""
+        self._by_id: dict[int, Sequence] = {}
+        self._dropped: list[int] = []
+        """Sequences that the executor holds and must forget with the next plan."""
+        self._next_sequence_id = 0
+        self._next_step_id = 0
+        self._num_prefix_queries = 0
+        self._num_prefix_hits = 0
+        self._num_preemptions = 0
+
+    # ------------------------------------------------------------------ requests come and go
+
+    def add(self, request: Request) -> None:
+        """Queues a request.
+
+        Raises:
+            InvalidParameterError: the request could never run; nothing is queued.
+        """
+        limit = self.config.max_model_len
+        if not request.prompt_token_ids:
+            raise InvalidParameterError("prompt", "must hold at least one token")
+        if len(request.prompt_token_ids) >= limit:
+            raise InvalidParameterError(
+                "prompt", f"has {len(request.prompt_token_ids)} tokens; the limit is {limit - 1}"
+            )
+        if request.n < 1:
+            raise InvalidParameterError("n", "must be at least 1")
+        if request.request_id in self._requests:
+            raise InvalidParameterError("request_id", f"{request.request_id!r} is in use")
+        deadline = virtual_deadline(
+            request.arrival_time, request.priority, self.config.priority_aging_s
+        )
+        sequences = [
+            Sequence(
+                sequence_id=self._next_sequence_id + index,
+                request=request,
+                index=index,
+                deadline=deadline,
+                token_ids=list(request.prompt_token_ids),
+            )
+            for index in range(request.n)
+        ]
+        self._next_sequence_id += request.n
+        self._by_id.update((s.sequence_id, s) for s in sequences)
+        self._requests[request.request_id] = sequences
+        first, *others = sequences
+        insort(self._waiting, first, key=_by_order)
+        if others:
+            self._held_back[request.request_id] = others.copy()
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request wherever it stands; False when there is none of that name."""
+        if request_id not in self._requests:
+            return False
+        for sequence in self._requests[request_id].copy():
+            self._finish(sequence)
+        return True
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``schedule`` has anything to say, if only that sequences are to be forgotten."""
+        return bool(self._requests or self._dropped)
+
+    # ------------------------------------------------------------------ one step
+
+    def schedule(self) -> StepPlan:
+        """Chooses who runs in the next step and gives them their blocks."""
+        num_preemptions = self._num_preemptions
+        chunks, new_blocks = self._schedule_single_tokens()
+        left = self.config.max_num_batched_tokens - len(chunks)
+        for sequence in self._running:
+            if sequence.num_uncomputed_tokens > 1 and left > 0:
+                chunks[sequence] = prefill_share(self._chunk_wanted(sequence), left)
+                left -= chunks[sequence]
+        started = []
+        if left > 0 and num_preemptions == self._num_preemptions:
+            # Whoever just lost its blocks must not take them back at once.
+            for sequence in self._admit_waiting():
+                chunks[sequence] = prefill_share(self._chunk_wanted(sequence), left)
+                left -= chunks[sequence]
+                new_blocks[sequence] = sequence.block_table
+                started.append(sequence)
+                if left == 0:
+                    break
+        for sequence in sorted(chunks, key=_by_order):
+            extra = min(left, self._chunk_wanted(sequence) - chunks[sequence])
+            chunks[sequence] += extra
+            left -= extra
+        return self._make_plan(chunks, new_blocks, started)
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
+        """Takes in what a step produced; the outputs are in the order of the plan."""
+        outputs = []
+        for scheduled in plan.scheduled:
+            sequence = self._by_id.get(scheduled.sequence_id)
+            if sequence is None or sequence.status is not SequenceStatus.RUNNING:
+                continue  # aborted while the step ran
+            num_computed_before = sequence.num_computed_tokens
+            sequence.num_computed_tokens += scheduled.num_tokens
+            self._prefix_cache.remember_computed(sequence, num_computed_before)
+            if sequence.index == 0 and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+                self._release_held_back(sequence.request.request_id)
+            if scheduled.samples:
+                token_id = result.sampled_token_ids[scheduled.sequence_id]
+                outputs.append(self._append_token(sequence, token_id))
+        return outputs
+
+    # ------------------------------------------------------------------ parts of a step
+
+    def _schedule_single_tokens(self) -> tuple[dict[Sequence, int], dict[Sequence, list[int]]]:
+        """One token for every running sequence that wants just one, in order.
+
+        These alone may lack a block (the others got all theirs when they were admitted), so
+        preemption happens here and nowhere else.
+        """
+        chunks: dict[Sequence, int] = {}
+        new_blocks: dict[Sequence, list[int]] = {}
+        for sequence in self._running.copy():
+            if sequence.num_uncomputed_tokens != 1:
+                continue
+            while sequence.status is SequenceStatus.RUNNING and self._lacks_block(sequence):
+                if self._pool.num_available:
+                    new_blocks[sequence] = self._pool.allocate(1)
+                    sequence.block_table += new_blocks[sequence]
+                else:
+                    victim = max(self._running, key=preemption_key)
+                    self._preempt(victim)
+                    chunks.pop(victim, None)
+                    new_blocks.pop(victim, None)
+            if sequence.status is SequenceStatus.RUNNING:
+                chunks[sequence] = 1
+        return chunks, new_blocks
+
+    def _admit_waiting(self) -> Iterator[Sequence]:
+        """Starts waiting sequences strictly in order while there are places and blocks.
+
+        All blocks for the known tokens are taken at once, so a started prompt never stalls.
+        Every other running sequence keeps one available block in reserve: without it newcomers
+        would take the blocks that the running ones need next, only to be preempted for them.
+        """
+        while self._waiting and len(self._running) < self.config.max_num_seqs:
+            sequence = self._waiting[0]
+            prefix = self._prefix_cache.find_prefix(sequence)
+            num_new = self._num_blocks_for(sequence.num_tokens) - len(prefix)
+            num_taken = num_new + self._pool.num_idle(prefix)
+            if num_taken + len(self._running) > self._pool.num_available:
+                return
+            del self._waiting[0]
+            self._pool.share(prefix)
+            sequence.block_table = prefix + self._pool.allocate(num_new)
+            sequence.num_computed_tokens = len(prefix) * self.config.block_size
+            if sequence.status is SequenceStatus.WAITING and sequence.index == 0:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self._num_prefix_queries += sequence.num_prompt_tokens
+                self._num_prefix_hits += sequence.num_cached_tokens
+            sequence.status = SequenceStatus.RUNNING
+            insort(self._running, sequence, key=_by_order)
+            yield sequence
+
+    def _make_plan(
+        self,
+        chunks: dict[Sequence, int],
+        new_blocks: dict[Sequence, list[int]],
+        started: Iterable[Sequence],
+    ) -> StepPlan:
+        step_id = self._next_step_id
+        self._next_step_id += 1
+        dropped, self._dropped = tuple(self._dropped), []
+        return StepPlan(
+            step_id=step_id,
+            dropped=dropped,
+            started=tuple(
+                StartedSequence(
+                    sequence_id=s.sequence_id,
+                    token_ids=tuple(s.token_ids),
+                    num_prompt_tokens=s.num_prompt_tokens,
+                    sampling=s.request.sampling,
+                    index=s.index,
+                )
+                for s in started
+            ),
+            scheduled=tuple(
+                ScheduledSequence(
+                    sequence_id=s.sequence_id,
+                    num_computed_tokens=s.num_computed_tokens,
+                    num_tokens=num_tokens,
+                    new_block_ids=tuple(new_blocks.get(s, ())),
+                    samples=num_tokens == s.num_uncomputed_tokens,
+                )
+                for s, num_tokens in chunks.items()
+            ),
+        )
+
+    def _append_token(self, sequence: Sequence, token_id: int) -> SequenceOutput:
+        sequence.token_ids.append(token_id)
+        sampling = sequence.request.sampling
+        finish_reason = None
+        if token_id in sampling.stop_token_ids:
+            finish_reason = FinishReason.STOP
+        elif (
+            sequence.num_output_tokens >= sampling.max_tokens
+            or sequence.num_tokens >= self.config.max_model_len
+        ):
+            finish_reason = FinishReason.LENGTH
+        if finish_reason is not None:
+            self._finish(sequence)
+        return SequenceOutput(
+            request_id=sequence.request.request_id,
+            index=sequence.index,
+            token_ids=(token_id,),
+            finish_reason=finish_reason,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+
+    # ------------------------------------------------------------------ changes of state
+
+    def _release_held_back(self, request_id: str) -> None:
+        """The prompt is computed: its other continuations may start and will find its blocks."""
+        for sequence in self._held_back.pop(request_id, ()):
+            insort(self._waiting, sequence, key=_by_order)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a running sequence's blocks; it waits in its old order to be computed again."""
+        self._release_blocks(sequence)
+        sequence.status = SequenceStatus.PREEMPTED
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        insort(self._waiting, sequence, key=_by_order)
+
+    def _finish(self, sequence: Sequence) -> None:
+        request_id = sequence.request.request_id
+        if sequence.status is SequenceStatus.RUNNING:
+            self._release_blocks(sequence)
+        elif sequence in self._held_back.get(request_id, ()):
+            self._held_back[request_id].remove(sequence)
+            if not self._held_back[request_id]:
+                del self._held_back[request_id]
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        del self._by_id[sequence.sequence_id]
+        self._requests[request_id].remove(sequence)
+        if not self._requests[request_id]:
+            del self._requests[request_id]
+
+    def _release_blocks(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._pool.free(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0
+        self._dropped.append(sequence.sequence_id)
+
+    # ------------------------------------------------------------------ small arithmetic
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.config.block_size)
+
+    def _lacks_block(self, sequence: Sequence) -> bool:
+        return len(sequence.block_table) < self._num_blocks_for(sequence.num_tokens)
+
+    def _chunk_wanted(self, sequence: Sequence) -> int:
+        limit = self.config.max_prefill_chunk
+        wanted = sequence.num_uncomputed_tokens
+        return wanted if limit is None else min(wanted, limit)
+
+    # ------------------------------------------------------------------ looking in
+
+    def stats(self) -> SchedulerStats:
+        num_held_back = sum(len(held) for held in self._held_back.values())
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting) + num_held_back,
+            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_cached_blocks=self._pool.num_cached,
+            num_prefix_queries=self._num_prefix_queries,
+            num_prefix_hits=self._num_prefix_hits,
+            num_preemptions=self._num_preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Compares everything that is stored twice; cheap enough to call whenever idle.
+
+        Raises:
+            AssertionError: the bookkeeping contradicts itself.
+        """
+        self._pool.check_integrity(s.block_table for s in self._running)
+        held_back = [s for held in self._held_back.values() for s in held]
+        everyone = [*self._waiting, *self._running, *held_back]
+        if len(everyone) != len(set(everyone)):
+            raise AssertionError("a sequence is in two places")
+        if set(everyone) != set(self._by_id.values()):
+            raise AssertionError("a sequence is lost")
+        for sequence in self._running:
+            capacity = len(sequence.block_table) * self.config.block_size
+            if not sequence.num_computed_tokens <= capacity:
+                raise AssertionError(f"sequence {sequence.sequence_id} outgrew its blocks")
+        for sequences in (self._waiting, self._running):
+            if sequences != sorted(sequences, key=_by_order):
+                raise AssertionError("a queue is out of order")
