@@ -1,0 +1,284 @@
+"""The server's end of the engine process: starts it, talks to it, starts it again.
+
+Everything here runs in the server's event loop. Requests in flight live in ``_streams``; one
+supervisor task owns the process, from launch to exit, and decides whether another one follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from engine.config import EngineConfig
+from engine.messages import (
+    AbortRequest,
+    AddRequest,
+    EngineReady,
+    FromEngine,
+    Launch,
+    Progress,
+    RequestRefused,
+    Shutdown,
+    StartFailed,
+    ToEngine,
+    decode_from_engine,
+    encode,
+    encode_launch,
+)
+from engine.protocol import (
+    EngineError,
+    EngineHealth,
+    EngineState,
+    EngineStats,
+    EngineUnavailableError,
+    InvalidRequestError,
+)
+from scheduler.request import Request
+from scheduler.step_plan import SequenceOutput
+
+logger = logging.getLogger("ridgeline.engine")
+
+_FIRST_BACKOFF_S = 0.5
+_LONGEST_BACKOFF_S = 30.0
+_MAX_FAILED_STARTS = 5
+"""Restarts in a row that did not get as far as ready; then the engine is given up."""
+_STALL_S = 300.0
+"""Silence of a ready engine after which it is taken for stuck. Idle ones report every second, so
+this is the longest that a single step may take."""
+_CLOSE_GRACE_S = 5.0
+
+_Delivery = SequenceOutput | EngineError
+
+
+class EngineClient:
+    """The native engine in a process of its own, as an ``engine.protocol.Engine``.
+
+    At most ``max_queued_requests`` requests wait beside those that fit into a step; one more is
+    refused with ``EngineUnavailableError``.
+    """
+
+    def __init__(self, config: EngineConfig, max_queued_requests: int = 256) -> None:
+        self.config = config
+        self._max_requests = config.scheduler.max_num_seqs + max_queued_requests
+        self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
+        self._health = EngineHealth(EngineState.STARTING, "loading the model")
+        self._stats = EngineStats()
+        self._ready = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._num_launches = 0
+        self._heard_at = 0.0
+
+    # ------------------------------------------------------------------ the Engine protocol
+
+    async def start(self) -> None:
+        """Launches the process and returns when it is ready.
+
+        Raises:
+            EngineError: the model cannot be loaded, in one line.
+        """
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+        ready = asyncio.create_task(self._ready.wait())
+        await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            ready.cancel()
+            raise EngineError(self._health.detail)
+
+    async def generate(self, request: Request) -> AsyncIterator[SequenceOutput]:
+        if self._health.state is not EngineState.READY:
+            raise EngineUnavailableError(f"the engine is {self._health.state}")
+        if len(self._streams) >= self._max_requests:
+            raise EngineUnavailableError(f"{len(self._streams)} requests are in flight already")
+        deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
+        self._streams[request.request_id] = deliveries
+        self._idle.clear()
+        num_unfinished = request.n
+        try:
+            self._send(AddRequest(request))
+            while num_unfinished:
+                delivery = await deliveries.get()
+                if isinstance(delivery, EngineError):
+                    num_unfinished = 0
+                    raise delivery
+                num_unfinished -= delivery.finish_reason is not None
+                yield delivery
+        finally:
+            self._forget(request.request_id)
+            if num_unfinished:
+                self._send(AbortRequest(request.request_id))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request from outside; whoever reads it gets an ``EngineError``."""
+        if request_id in self._streams:
+            self._send(AbortRequest(request_id))
+            self._fail(request_id, EngineError("the request was aborted"))
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def health(self) -> EngineHealth:
+        return self._health
+
+    async def drain(self, grace_s: float) -> None:
+        if self._health.state is EngineState.READY:
+            self._set_state(EngineState.DRAINING)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        for request_id in list(self._streams):
+            self._send(AbortRequest(request_id))
+            self._fail(request_id, EngineError("the server is shutting down"))
+
+    async def close(self) -> None:
+        """Stops the process; whatever is in flight fails."""
+        self._set_state(EngineState.STOPPED)
+        self._send(Shutdown())
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _CLOSE_GRACE_S)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_all(EngineError("the server is shutting down"))
+        self._context.destroy(linger=0)
+
+    # ------------------------------------------------------------------ the process
+
+    async def _supervise(self) -> None:
+        """Keeps one engine process alive until it is closed or given up."""
+        num_failed_starts = 0
+        while True:
+            self._ready.clear()
+            failure = await self._run_process()
+            was_ready = self._ready.is_set()
+            self._stats = EngineStats()
+            self._fail_all(EngineError(f"the engine stopped while it ran this request: {failure}"))
+            if self._health.state in (EngineState.STOPPED, EngineState.DRAINING):
+                return
+            num_failed_starts = 0 if was_ready else num_failed_starts + 1
+            never_started = not was_ready and self._num_launches == 1
+            if never_started or num_failed_starts >= _MAX_FAILED_STARTS:
+                logger.error("engine given up: %s", failure)
+                self._set_state(EngineState.FAILED, failure)
+                return
+            self._set_state(EngineState.RESTARTING, failure)
+            backoff_s = min(_FIRST_BACKOFF_S * 2**num_failed_starts, _LONGEST_BACKOFF_S)
+            logger.error("engine died: %s; starting it again in %.1f s", failure, backoff_s)
+            await asyncio.sleep(backoff_s)
+
+    async def _run_process(self) -> str:
+        """One life of an engine process; returns what ended it, in one line."""
+        self._num_launches += 1
+        with tempfile.TemporaryDirectory(prefix="ridgeline-") as directory:
+            endpoint = f"ipc://{Path(directory) / 'engine'}"
+            self._socket = self._context.socket(zmq.PAIR)
+            self._socket.set_hwm(0)
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.bind(endpoint)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "engine.process"), stdin=asyncio.subprocess.PIPE
+            )
+            self._process = process
+            reader = asyncio.create_task(self._read(self._socket))
+            try:
+                assert process.stdin is not None
+                process.stdin.write(encode_launch(Launch(endpoint, self.config)))
+                process.stdin.close()
+                return await self._watch(process, reader)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                reader.cancel()
+                self._socket.close()
+                self._socket = None
+
+    async def _watch(self, process: asyncio.subprocess.Process, reader: asyncio.Task[str]) -> str:
+        """Waits until the process ends, says that it cannot start, or falls silent."""
+        exited = asyncio.create_task(process.wait())
+        try:
+            while True:
+                await asyncio.wait(
+                    {exited, reader}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+                )
+                if exited.done() and not reader.done():
+                    # Its last words may still be on their way.
+                    await asyncio.wait({reader}, timeout=0.2)
+                if reader.done():
+                    return reader.result()
+                if exited.done():
+                    return f"its process ended with {_describe_exit(exited.result())}"
+                if self._ready.is_set() and time.monotonic() - self._heard_at > _STALL_S:
+                    return f"no word from it for {_STALL_S:.0f} s"
+        finally:
+            exited.cancel()
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> str:
+        """Takes messages in; returns only if the engine says that it cannot start."""
+        while True:
+            message = decode_from_engine(await socket.recv())
+            self._heard_at = time.monotonic()
+            if isinstance(message, StartFailed):
+                return message.message
+            self._take_in(message)
+
+    def _take_in(self, message: FromEngine) -> None:
+        if isinstance(message, Progress):
+            self._stats = message.stats
+            for output in message.outputs:
+                stream = self._streams.get(output.request_id)
+                if stream is not None:
+                    stream.put_nowait(output)
+        elif isinstance(message, RequestRefused):
+            self._fail(message.request_id, InvalidRequestError(message.message))
+        elif isinstance(message, EngineReady):
+            logger.info(
+                "engine ready in %.1f s, %s attention",
+                message.load_seconds,
+                message.attention_backend,
+            )
+            if self._health.state is not EngineState.DRAINING:
+                self._set_state(EngineState.READY)
+            self._ready.set()
+
+    # ------------------------------------------------------------------ small parts
+
+    def _send(self, message: ToEngine) -> None:
+        """Hands a message over; without an engine there is nobody left who needs it."""
+        if self._socket is not None:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+
+    def _set_state(self, state: EngineState, detail: str = "") -> None:
+        num_restarts = max(0, self._num_launches - 1)
+        self._health = EngineHealth(state, detail, num_restarts)
+
+    def _forget(self, request_id: str) -> None:
+        self._streams.pop(request_id, None)
+        if not self._streams:
+            self._idle.set()
+
+    def _fail(self, request_id: str, error: EngineError) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.put_nowait(error)
+
+    def _fail_all(self, error: EngineError) -> None:
+        for request_id in list(self._streams):
+            self._fail(request_id, error)
+
+
+def _describe_exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

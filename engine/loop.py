@@ -1,0 +1,98 @@
+"""The engine's loop: messages in, steps, messages out. It knows no sockets and no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from engine.messages import (
+    AbortRequest,
+    AddRequest,
+    FromEngine,
+    Progress,
+    RequestRefused,
+    ToEngine,
+)
+from engine.protocol import EngineStats
+from scheduler.request import Request
+from scheduler.sampling_params import InvalidParameterError
+from scheduler.scheduler import Scheduler
+from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
+
+
+class Executor(Protocol):
+    """Carries out a step on one device or many."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class EngineLoop:
+    """Turns requests into outputs, one step at a time.
+
+    ``send`` takes messages for the server process; it must not block.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        vocab_size: int,
+        send: Callable[[FromEngine], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._vocab_size = vocab_size
+        self._send = send
+        self._num_steps = 0
+        self._step_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def handle(self, messages: Iterable[ToEngine]) -> None:
+        """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice."""
+        for message in messages:
+            if isinstance(message, AddRequest):
+                self._add(message.request)
+            elif isinstance(message, AbortRequest):
+                self._scheduler.abort(message.request_id)
+
+    def step(self) -> None:
+        """One pass of schedule, execute, update."""
+        plan = self._scheduler.schedule()
+        result = self._executor.execute(plan)
+        outputs = self._scheduler.update(plan, result)
+        self._num_steps += 1
+        self._step_seconds += result.duration_s
+        self.report(outputs)
+
+    def report(self, outputs: Iterable[SequenceOutput] = ()) -> None:
+        """Sends outputs and the newest figures."""
+        stats = EngineStats(
+            scheduler=self._scheduler.stats(),
+            num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
+        )
+        self._send(Progress(outputs=tuple(outputs), stats=stats))
+
+    def check_integrity(self) -> None:
+        self._scheduler.check_integrity()
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._check_token_ids("prompt", request.prompt_token_ids)
+            self._check_token_ids("logit_bias", (i for i, _ in request.sampling.logit_bias))
+            self._check_token_ids("stop_token_ids", request.sampling.stop_token_ids)
+            self._scheduler.add(request)
+        except InvalidParameterError as error:
+            self._send(RequestRefused(request_id=request.request_id, message=str(error)))
+
+    def _check_token_ids(self, parameter: str, token_ids: Iterable[int]) -> None:
+        """An id outside the vocabulary would index outside the embedding table."""
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidParameterError(
+                    parameter,
+                    f"holds token id {token_id}, outside the vocabulary of {self._vocab_size}",
+                )

@@ -1,0 +1,87 @@
+"""What the server process and the engine process say to each other, as msgpack.
+
+One pair of sockets per engine process; every message is a tagged struct, so a reader needs no
+context and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.protocol import EngineStats
+from scheduler.request import Request
+from scheduler.step_plan import SequenceOutput
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Standard input of an engine process: where to connect and what to run."""
+
+    endpoint: str
+    config: EngineConfig
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    request: Request
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Stop now, whatever is in flight."""
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded and the first step has been tried."""
+
+    load_seconds: float
+    attention_backend: str
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start; its process ends after this."""
+
+    message: str
+
+
+class RequestRefused(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    message: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """What a step produced, and the figures after it; sent at intervals while idle too."""
+
+    outputs: tuple[SequenceOutput, ...]
+    stats: EngineStats
+
+
+ToEngine = AddRequest | AbortRequest | Shutdown
+FromEngine = EngineReady | StartFailed | RequestRefused | Progress
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode_launch(launch: Launch) -> bytes:
+    """JSON for standard input; paths travel as strings."""
+    return msgspec.json.encode(launch, enc_hook=str)
+
+
+def decode_launch(data: bytes) -> Launch:
+    return msgspec.json.decode(data, type=Launch, dec_hook=lambda kind, value: kind(value))
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    return _from_engine.decode(data)

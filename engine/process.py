@@ -1,0 +1,117 @@
+"""The engine process: loads the model, connects to the server process and runs the loop.
+
+Started as ``python -m engine.process`` with a ``Launch`` on its standard input. It has no
+threads of its own beside torch's compute threads: messages are looked at between steps, and
+waited for when there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import zmq
+
+from engine.loop import EngineLoop
+from engine.messages import (
+    EngineReady,
+    FromEngine,
+    Launch,
+    Shutdown,
+    StartFailed,
+    ToEngine,
+    decode_launch,
+    decode_to_engine,
+    encode,
+)
+from scheduler.scheduler import Scheduler
+
+logger = logging.getLogger("ridgeline.engine")
+
+_IDLE_REPORT_S = 1.0
+"""Longest silence of an idle engine; also how soon it notices that its server is gone."""
+_SEND_LINGER_MS = 1000
+
+
+def main() -> int:
+    # A Ctrl-C or a service manager signals the whole process group. Requests in flight shall be
+    # finished then, so the server process alone decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    parent = os.getppid()
+    launch = decode_launch(sys.stdin.buffer.read())
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+    # No high-water mark: what is unsent is bounded by the requests that were admitted, and an
+    # engine that blocks on a slow reader would delay everyone else.
+    socket.set_hwm(0)
+    socket.setsockopt(zmq.LINGER, _SEND_LINGER_MS)
+    socket.connect(launch.endpoint)
+
+    def send(message: FromEngine) -> None:
+        socket.send(encode(message))
+
+    try:
+        loop = _start(launch, send)
+    except Exception as error:
+        logger.debug("the engine cannot start", exc_info=True)
+        send(StartFailed(message=_one_line(error)))
+        socket.close()
+        return 1
+    while os.getppid() == parent:
+        timeout_s = 0.0 if loop.has_work else _IDLE_REPORT_S
+        messages = list(_receive(socket, timeout_s))
+        if any(isinstance(message, Shutdown) for message in messages):
+            break
+        loop.handle(messages)
+        if loop.has_work:
+            loop.step()
+        else:
+            loop.check_integrity()
+            loop.report()
+    socket.close()
+    return 0
+
+
+def _start(launch: Launch, send: Callable[[FromEngine], None]) -> EngineLoop:
+    """Loads the model and tries one step, so that "ready" means ready."""
+    started = time.perf_counter()
+    from engine.native.runner import ModelRunner  # takes torch in: seconds, so not before now
+
+    runner = ModelRunner(launch.config)
+    runner.warm_up()
+    loop = EngineLoop(Scheduler(launch.config.scheduler), runner, runner.spec.vocab_size, send)
+    # What exists now stays: keep the garbage collector from walking it during steps.
+    gc.collect()
+    gc.freeze()
+    send(
+        EngineReady(
+            load_seconds=time.perf_counter() - started,
+            attention_backend=runner.attention_backend_name,
+        )
+    )
+    return loop
+
+
+def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> Iterator[ToEngine]:
+    """All messages that are there; waits for the first at most ``timeout_s`` seconds."""
+    if not socket.poll(int(timeout_s * 1000)):
+        return
+    while True:
+        try:
+            yield decode_to_engine(socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
