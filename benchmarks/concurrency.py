@@ -1,0 +1,108 @@
+"""Tokens per second and time to first token at several concurrencies, as a Markdown table.
+
+    python -m benchmarks.concurrency                         # the bundled model
+    python -m benchmarks.concurrency /tmp/qwen3-0.6b-random  # any model directory
+
+Starts a real server process for each model, asks over HTTP, and prints the machine's ceilings
+beside the results. Runs are repeated and their requests pooled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from benchmarks.ceilings import matmul_rate, read_bandwidth
+from loadtest.client import Run, run_closed_loop
+from loadtest.report import Summary, summarize
+from loadtest.workload import Workload
+from profiles.detect import detect_host
+
+_HEADER = (
+    "| model | concurrency | output tok/s | TTFT p50 | TTFT p99 | TPOT p50 | ITL p99 | requests |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+@contextlib.contextmanager
+def running_server(model: str, flags: list[str]) -> Iterator[str]:
+    """A server of this environment on a free port; yields its base URL when it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server.cli", "serve", *([model] if model else [])]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--log-level", "warning", *flags],
+        stdout=subprocess.DEVNULL,
+    )
+    base_url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with exit code {process.returncode}")
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{base_url}/ready", timeout=1)
+                break
+            time.sleep(0.1)
+        yield base_url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+async def measure(
+    base_url: str, concurrency: int, prompt_tokens: int, output_tokens: int, repeats: int
+) -> Summary:
+    runs: list[Run] = []
+    for repeat in range(repeats + 1):
+        workload = Workload(prompt_tokens, output_tokens, 2 * concurrency, seed=repeat)
+        runs.append(await run_closed_loop(base_url, workload, concurrency))
+    measured = runs[1:]  # the first one warms up
+    return summarize(
+        Run(
+            [record for run in measured for record in run.records],
+            sum(run.duration_s for run in measured),
+        )
+    )
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Argument(help="directories; none: bundled")] = None,
+    concurrency: Annotated[list[int], typer.Option()] = [1, 8, 32],  # noqa: B006
+    prompt_tokens: int = 256,
+    output_tokens: int = 128,
+    repeats: int = 3,
+    server_flags: Annotated[str, typer.Option(help='e.g. "--threads 1"')] = "",
+) -> None:
+    print(f"Machine: {detect_host().summary}")
+    print(
+        f"Ceilings: {read_bandwidth() / 1e9:.0f} GB/s read, "
+        f"{matmul_rate() / 1e9:.0f} GFLOP/s float32"
+    )
+    print(f"Workload: {prompt_tokens} prompt and {output_tokens} output tokens, closed loop\n")
+    print(_HEADER)
+    for model in models or [""]:
+        with running_server(model, server_flags.split()) as base_url:
+            for lanes in concurrency:
+                s = asyncio.run(measure(base_url, lanes, prompt_tokens, output_tokens, repeats))
+                print(
+                    f"| {model.rstrip('/').rpartition('/')[2] or 'bundled'} | {lanes} "
+                    f"| {s.output_tokens_per_s:.1f} | {s.ttft_p50 * 1e3:.0f} ms "
+                    f"| {s.ttft_p99 * 1e3:.0f} ms | {s.tpot_p50 * 1e3:.1f} ms "
+                    f"| {s.itl_p99 * 1e3:.1f} ms | {s.num_requests - s.num_failed} of "
+                    f"{s.num_requests} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""Sends a workload to an OpenAI-compatible server and writes down when every token came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from loadtest.workload import Workload
+from profiles.latency import RequestTimes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request: its times if it succeeded, else why not."""
+
+    times: RequestTimes | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All records of one run and how long it took, in seconds."""
+
+    records: list[RequestRecord]
+    duration_s: float
+
+
+async def run_closed_loop(
+    base_url: str, workload: Workload, concurrency: int, timeout_s: float = 600.0
+) -> Run:
+    """Keeps ``concurrency`` requests in flight until the workload is done.
+
+    A closed loop schedules a request at the moment when the one before it in its lane ends.
+    Failures are recorded, not raised; a token that never comes is bounded by ``timeout_s``.
+    """
+    prompts = iter(workload.prompts())
+    records: list[RequestRecord] = []
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    async with aiohttp.ClientSession(base_url, timeout=timeout, connector=connector) as session:
+
+        async def lane() -> None:
+            for prompt in prompts:
+                records.append(await _request(session, prompt, workload.output_tokens))
+
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(concurrency):
+                lanes.create_task(lane())
+        return Run(records, time.perf_counter() - started)
+
+
+async def _request(
+    session: aiohttp.ClientSession, prompt: list[int], output_tokens: int
+) -> RequestRecord:
+    scheduled = time.perf_counter()
+    body = {
+        "prompt": prompt,
+        "max_tokens": output_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        # The usage of each chunk counts its tokens: one may carry several, or no text at all.
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    }
+    token_times: list[float] = []
+    try:
+        async with session.post("/v1/completions", json=body) as response:
+            if response.status != 200:
+                return RequestRecord(None, f"HTTP {response.status}: {await response.text()}")
+            async for event in _events(response):
+                now = time.perf_counter()
+                if "error" in event:
+                    return RequestRecord(None, str(event["error"]))
+                num_tokens = event.get("usage", {}).get("completion_tokens", 0)
+                token_times += [now] * (num_tokens - len(token_times))
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return RequestRecord(None, f"{type(error).__name__}: {error}")
+    if len(token_times) != output_tokens:
+        return RequestRecord(None, f"{len(token_times)} tokens came, not {output_tokens}")
+    return RequestRecord(RequestTimes(scheduled, token_times))
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.content:
+        if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+            yield json.loads(line[6:])
