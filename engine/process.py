@@ -92,7 +92,7 @@ def _start(launch: Launch, send: Callable[[FromEngine], None]) -> EngineLoop:
     send(
         EngineReady(
             load_seconds=time.perf_counter() - started,
-            attention_backend=runner.attention_backend_name,
+            attention_backend=runner.attention_backend,
         )
     )
     return loop

@@ -1,0 +1,211 @@
+"""What a model runner remembers of its sequences, and the tensors of one step made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.native.attention.backend import AttentionBatch
+from engine.native.sampler import SamplingRow
+from scheduler.config import SchedulerConfig
+from scheduler.sampling_params import SamplingParams
+from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's flat batch; ``num_tokens`` is the sum over the scheduled sequences."""
+
+    token_ids: Tensor
+    """int64 [num_tokens]"""
+    positions: Tensor
+    """int64 [num_tokens]"""
+    attention: AttentionBatch
+    max_context_len: int
+    sampled_tokens: Tensor
+    """int64: which rows of the flat batch are projected onto the vocabulary and sampled."""
+    sampled_ids: tuple[int, ...]
+    """Their sequences, in the same order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldSequence:
+    row: int
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    index: int
+
+
+class InputBatch:
+    """Tokens and block tables of the sequences in progress, one row each.
+
+    Rows are reused; all index building is numpy over rows, so that a step costs a few
+    microseconds for each sequence whatever the number of its tokens.
+    """
+
+    def __init__(self, limits: SchedulerConfig) -> None:
+        self._limits = limits
+        self._held: dict[int, _HeldSequence] = {}
+        self._free_rows: list[int] = []
+        max_blocks = -(-limits.max_model_len // limits.block_size)
+        # One more than the longest sequence: its last token is sampled but never computed.
+        self._token_ids: NDArray[np.int32] = np.zeros((0, limits.max_model_len + 1), dtype=np.int32)
+        self._block_tables: NDArray[np.int32] = np.zeros((0, max_blocks), dtype=np.int32)
+        self._num_tokens: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._num_blocks: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._grow(limits.max_num_seqs)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def apply(self, plan: StepPlan) -> None:
+        """Forgets what was dropped, then takes in what has started.
+
+        Raises:
+            ValueError: a sequence starts that is already held or exceeds ``max_model_len``.
+        """
+        for sequence_id in plan.dropped:
+            # A sequence that was aborted before it ever ran is unknown here.
+            held = self._held.pop(sequence_id, None)
+            if held is not None:
+                self._free_rows.append(held.row)
+        for started in plan.started:
+            self._start(started)
+
+    def _start(self, started: StartedSequence) -> None:
+        num_tokens = len(started.token_ids)
+        if started.sequence_id in self._held:
+            raise ValueError(f"sequence {started.sequence_id} has already started")
+        if num_tokens > self._limits.max_model_len:
+            raise ValueError(
+                f"sequence {started.sequence_id} has {num_tokens} tokens, more than "
+                f"max_model_len {self._limits.max_model_len}"
+            )
+        if not self._free_rows:
+            self._grow(2 * len(self._num_tokens))
+        row = self._free_rows.pop()
+        self._token_ids[row, :num_tokens] = started.token_ids
+        self._num_tokens[row] = num_tokens
+        self._num_blocks[row] = 0
+        self._held[started.sequence_id] = _HeldSequence(
+            row, started.num_prompt_tokens, started.sampling, started.index
+        )
+
+    def _grow(self, num_rows: int) -> None:
+        old = len(self._num_tokens)
+        self._token_ids = _with_rows(self._token_ids, num_rows)
+        self._block_tables = _with_rows(self._block_tables, num_rows)
+        self._num_tokens = _with_rows(self._num_tokens, num_rows)
+        self._num_blocks = _with_rows(self._num_blocks, num_rows)
+        self._free_rows.extend(range(num_rows - 1, old - 1, -1))
+
+    def build(self, scheduled: Sequence[ScheduledSequence]) -> StepInputs:
+        """The tensors of a step; takes in the new blocks of the scheduled sequences.
+
+        Raises:
+            ValueError: the plan names an unknown sequence, a block outside the cache, more
+                tokens than are known, or tokens that no block was given for. The attention
+                kernel trusts these indices, so nothing unchecked may reach it.
+        """
+        rows = np.array([self._row_with_blocks(s) for s in scheduled], dtype=np.int64)
+        computed = np.array([s.num_computed_tokens for s in scheduled], dtype=np.int64)
+        counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
+        samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
+        context_lens = computed + counts
+        self._check(scheduled, rows, computed, counts, context_lens, samples)
+
+        block_size = self._limits.block_size
+        max_context_len = int(context_lens.max())
+        starts = np.zeros(len(scheduled) + 1, dtype=np.int64)
+        np.cumsum(counts, out=starts[1:])
+        token_rows = np.repeat(rows, counts)
+        positions = np.arange(starts[-1]) + np.repeat(computed - starts[:-1], counts)
+        blocks = self._block_tables[token_rows, positions // block_size].astype(np.int64)
+        attention = AttentionBatch(
+            query_start_loc=torch.from_numpy(starts.astype(np.int32)),
+            context_lens=torch.from_numpy(context_lens.astype(np.int32)),
+            block_tables=torch.from_numpy(
+                self._block_tables[rows, : -(-max_context_len // block_size)]
+            ),
+            slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
+        )
+        return StepInputs(
+            token_ids=torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            attention=attention,
+            max_context_len=max_context_len,
+            sampled_tokens=torch.from_numpy(starts[1:][samples] - 1),
+            sampled_ids=tuple(s.sequence_id for s in scheduled if s.samples),
+        )
+
+    def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
+        held = self._held.get(scheduled.sequence_id)
+        if held is None:
+            raise ValueError(f"sequence {scheduled.sequence_id} is scheduled but never started")
+        new = scheduled.new_block_ids
+        if new:
+            if min(new) < 0 or max(new) >= self._limits.num_blocks:
+                raise ValueError(
+                    f"sequence {scheduled.sequence_id} was given a block outside the cache of "
+                    f"{self._limits.num_blocks}: {new}"
+                )
+            first = int(self._num_blocks[held.row])
+            if first + len(new) > self._block_tables.shape[1]:
+                raise ValueError(
+                    f"sequence {scheduled.sequence_id} was given more blocks than max_model_len "
+                    f"{self._limits.max_model_len} needs"
+                )
+            self._block_tables[held.row, first : first + len(new)] = new
+            self._num_blocks[held.row] = first + len(new)
+        return held.row
+
+    def _check(
+        self,
+        scheduled: Sequence[ScheduledSequence],
+        rows: NDArray[np.int64],
+        computed: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        context_lens: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+    ) -> None:
+        known = self._num_tokens[rows]
+        capacity = self._num_blocks[rows] * self._limits.block_size
+        wrong = (computed < 0) | (counts < 1) | (context_lens > known) | (context_lens > capacity)
+        wrong |= samples & (context_lens != known)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(
+                f"{scheduled[i]} does not fit a sequence of {known[i]} tokens with blocks for "
+                f"{capacity[i]}"
+            )
+
+    def sampling_row(self, sequence_id: int) -> SamplingRow:
+        held = self._held[sequence_id]
+        return SamplingRow(
+            sequence_id=sequence_id,
+            params=held.sampling,
+            index=held.index,
+            token_ids=self._token_ids[held.row, : self._num_tokens[held.row]],
+            num_prompt_tokens=held.num_prompt_tokens,
+        )
+
+    def append(self, sequence_ids: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Adds one sampled token to each of the sequences."""
+        rows = [self._held[sequence_id].row for sequence_id in sequence_ids]
+        self._token_ids[rows, self._num_tokens[rows]] = token_ids
+        self._num_tokens[rows] += 1
+
+
+def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:
+    """A copy with zero rows added; zeros take no memory before they are touched."""
+    grown = np.zeros((num_rows, *array.shape[1:]), dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown

@@ -1,0 +1,111 @@
+"""Rotary position embedding (Su et al., arXiv 2104.09864) and its ways to stretch the context."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from profiles.model_spec import RopeConfig, RopeType
+
+
+class RotaryEmbedding:
+    """Cosines and sines of every position, computed in float32 and only as far as needed.
+
+    ``max_len`` is the longest sequence that will be served. It fixes the base of dynamic NTK
+    scaling for the whole life of the table, so that cached keys never change their angle.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int, max_len: int) -> None:
+        self._inverse_frequencies = inverse_frequencies(rope, head_dim, max_len)
+        self._attention_factor = rope.attention_factor
+        self._max_len = max_len
+        self._table = torch.empty(0, 2 * head_dim)
+
+    def angles(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine for ``rotate``, each [num_tokens, 1, head_dim].
+
+        ``length`` exceeds every one of the ``positions`` [num_tokens] and is at most ``max_len``.
+        """
+        if length > len(self._table):
+            self._table = self._compute(min(self._max_len, max(length, 2 * len(self._table), 512)))
+        rows = self._table.index_select(0, positions).to(dtype).unsqueeze(1)
+        cos, sin = rows.chunk(2, dim=-1)
+        return cos, sin
+
+    def _compute(self, length: int) -> Tensor:
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._inverse_frequencies)
+        cos = angles.cos() * self._attention_factor
+        sin = angles.sin() * self._attention_factor
+        # The first half of a head is rotated against the second: (a, b) → (ac - bs, bc + as).
+        return torch.cat((cos, cos, -sin, sin), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates heads x [num_tokens, heads, head_dim] by what ``RotaryEmbedding.angles`` gave."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int, max_len: int) -> Tensor:
+    """Radians per token of each pair of dimensions: float32 [head_dim / 2].
+
+    The formulas are those of ``transformers.modeling_rope_utils`` (5.23), which every checkpoint
+    of these families is trained or tuned against.
+    """
+    match rope.type:
+        case RopeType.DEFAULT:
+            return _plain_frequencies(rope.theta, head_dim)
+        case RopeType.LINEAR:
+            return _plain_frequencies(rope.theta, head_dim) / rope.factor
+        case RopeType.DYNAMIC:
+            return _plain_frequencies(_dynamic_theta(rope, head_dim, max_len), head_dim)
+        case RopeType.LLAMA3:
+            return _llama3_frequencies(rope, head_dim)
+        case RopeType.YARN:
+            return _yarn_frequencies(rope, head_dim)
+
+
+def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return 1.0 / torch.pow(theta, exponents)
+
+
+def _dynamic_theta(rope: RopeConfig, head_dim: int, max_len: int) -> float:
+    """NTK-aware base: unchanged up to the trained length, larger for longer ones."""
+    if head_dim == 2:
+        return rope.theta  # its only pair turns one radian per token under any base
+    length = max(max_len, rope.original_max_len)
+    stretch = rope.factor * length / rope.original_max_len - (rope.factor - 1)
+    return float(rope.theta * stretch ** (head_dim / (head_dim - 2)))
+
+
+def _llama3_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    plain = _plain_frequencies(rope.theta, head_dim)
+    # How often a pair of dimensions turns within the trained length decides how it is stretched:
+    # seldom turns fully, often turns not at all, and between them a linear mixture.
+    turns = rope.original_max_len * plain / (2 * math.pi)
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return (1 - keep) * plain / rope.factor + keep * plain
+
+
+def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """NTK by parts, section 3.2 of "YaRN" (arXiv 2309.00071)."""
+    plain = _plain_frequencies(rope.theta, head_dim)
+
+    def dimension_of(turns: float) -> float:
+        """The (fractional) pair of dimensions that turns so often in the original length."""
+        wavelength = rope.original_max_len / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # as transformers does, so that the ramp has a slope
+    stretch = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
+    stretch = stretch.clamp(0, 1)
+    return plain / rope.factor * stretch + plain * (1 - stretch)

@@ -1,0 +1,147 @@
+"""Fills a model with the weights of a safetensors checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from engine.native.layers.parameter import ModelParameter
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class WeightLoadingError(RuntimeError):
+    """Weights that are missing, broken or not the model's; one line naming file and tensor."""
+
+
+def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = False) -> None:
+    """Reads every parameter of ``model`` from the checkpoint in ``directory``.
+
+    Files are mapped, and one tensor at a time is copied to its place in the type of the model's
+    parameters: memory peaks at the model plus the mapped pages of one file.
+
+    Raises:
+        WeightLoadingError: a file or a tensor is missing, broken, of another shape, not floating
+            point, or unknown to the model.
+    """
+    wanted = _wanted_tensors(model)
+    missing = set(wanted)
+    files = _files(directory)
+    total = sum(path.stat().st_size for path in files)
+    with _progress_bar(show_progress, total) as progress:
+        for path in files:
+            for name, tensor in _tensors(path):
+                if name in wanted:
+                    _load(path, name, tensor, *wanted[name])
+                    missing.discard(name)
+                elif not _is_harmless(name):
+                    raise WeightLoadingError(
+                        f"{path.name} holds {name}, which a model of this config.json has no use "
+                        "for"
+                    )
+                progress(tensor.nbytes)
+    if missing:
+        first = min(missing)
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise WeightLoadingError(f"{directory} lacks the tensor {first}{others}")
+
+
+def _wanted_tensors(model: nn.Module) -> dict[str, tuple[ModelParameter, str]]:
+    """Which parameter, and which part of it, each tensor of the checkpoint fills, by name."""
+    wanted: dict[str, tuple[ModelParameter, str]] = {}
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, ModelParameter)
+        if not parameter.parts:
+            wanted[name] = (parameter, "")
+            continue
+        # model.layers.0.self_attn.qkv_proj.weight is stored as …q_proj.weight, …k_proj.weight, …
+        prefix, _, kind = name.rsplit(".", 2)
+        for part in parameter.parts:
+            wanted[f"{prefix}.{part}.{kind}"] = (parameter, part)
+    return wanted
+
+
+def _is_harmless(name: str) -> bool:
+    """Tensors that some checkpoints carry although they follow from the configuration.
+
+    An output head is only unknown to a model that ties it to its embedding.
+    """
+    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / _INDEX_FILE
+    single = directory / _SINGLE_FILE
+    if not index.exists():
+        if not single.exists():
+            raise WeightLoadingError(
+                f"no weights in {directory}: {_SINGLE_FILE} or {_INDEX_FILE} is needed"
+            )
+        return [single]
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        paths = [directory / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightLoadingError(
+            f"{index} is not an index of safetensors files: {type(error).__name__}: {error}"
+        ) from None
+    for path in paths:
+        if not path.is_file():
+            raise WeightLoadingError(f"{index.name} names {path.name}, which is missing")
+    return paths
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise WeightLoadingError(
+            f"{path} is not a complete safetensors file: {_one_line(error)}"
+        ) from None
+
+
+def _load(
+    path: Path, name: str, tensor: torch.Tensor, parameter: ModelParameter, part: str
+) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise WeightLoadingError(
+            f"{name} in {path.name} is stored as {_dtype_name(tensor.dtype)} "
+            f"(supported: {', '.join(map(_dtype_name, _DTYPES))})"
+        )
+    try:
+        parameter.weight_loader(parameter, tensor, part)
+    except ValueError as error:
+        raise WeightLoadingError(f"{name} in {path.name} {error}") from None
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _progress_bar(show: bool, total_bytes: int) -> Iterator[Any]:
+    """A function that takes the bytes just read."""
+    if not show:
+        yield lambda num_bytes: None
+        return
+    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("weights", total=total_bytes)
+        yield lambda num_bytes: bar.advance(task, num_bytes)

@@ -1,0 +1,163 @@
+"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share; a ``ModelSpec`` says how they differ.
+
+Modules carry the names of the Hugging Face checkpoints, which is how weights find them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.native.attention.backend import AttentionBackend, LayerCache
+from engine.native.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from engine.native.layers.linear import (
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from engine.native.layers.norm import RMSNorm
+from engine.native.layers.rotary import RotaryEmbedding, rotate
+from profiles.model_spec import ModelSpec
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec, window: int | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_heads = spec.num_attention_heads
+        self.num_kv_heads = spec.num_kv_heads
+        self.head_dim = spec.head_dim
+        self.window = window
+        self.qkv_proj = QKVParallelLinear(
+            spec.hidden_size,
+            spec.head_dim,
+            spec.num_attention_heads,
+            spec.num_kv_heads,
+            bias=spec.qkv_bias,
+            dtype=dtype,
+        )
+        self.o_proj = RowParallelLinear(
+            spec.num_attention_heads * spec.head_dim,
+            spec.hidden_size,
+            bias=spec.o_bias,
+            dtype=dtype,
+        )
+        if spec.qk_norm:
+            self.q_norm: RMSNorm | None = RMSNorm(spec.head_dim, spec.rms_norm_eps, dtype=dtype)
+            self.k_norm: RMSNorm | None = RMSNorm(spec.head_dim, spec.rms_norm_eps, dtype=dtype)
+        else:
+            self.q_norm = self.k_norm = None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: LayerCache,
+        backend: AttentionBackend,
+    ) -> Tensor:
+        heads = self.qkv_proj(hidden).view(len(hidden), -1, self.head_dim)
+        num_rotated = self.num_heads + self.num_kv_heads
+        value = heads[:, num_rotated:]
+        if self.q_norm is None or self.k_norm is None:
+            # Queries and keys lie side by side, so one rotation serves both.
+            rotated = rotate(heads[:, :num_rotated], *angles)
+            query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
+        else:
+            query = rotate(self.q_norm(heads[:, : self.num_heads]), *angles)
+            key = rotate(self.k_norm(heads[:, self.num_heads : num_rotated]), *angles)
+        output: Tensor = self.o_proj(backend.forward(query, key, value, cache, self.window))
+        return output
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias, dtype=dtype
+        )
+        self.down_proj = RowParallelLinear(
+            spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias, dtype=dtype
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        output: Tensor = self.down_proj(F.silu(gate) * up)
+        return output
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: ModelSpec, window: int | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        self.self_attn = Attention(spec, window, dtype)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        self.mlp = GatedMLP(spec, dtype)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: LayerCache,
+        backend: AttentionBackend,
+    ) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), angles, cache, backend)
+        output: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return output
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
+        self.layers = nn.ModuleList(
+            DecoderLayer(spec, window, dtype) for window in spec.sliding_window
+        )
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        max_context_len: int,
+        caches: list[LayerCache],
+        backend: AttentionBackend,
+    ) -> Tensor:
+        hidden: Tensor = self.embed_tokens(token_ids)
+        angles = self.rotary.angles(positions, max_context_len, hidden.dtype)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden = layer(hidden, angles, cache, backend)
+        return hidden
+
+
+class DecoderForCausalLM(nn.Module):
+    """Token ids → hidden states → logits; the two halves are apart so that only rows that
+    sample are projected onto the vocabulary."""
+
+    def __init__(self, spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = Decoder(spec, max_model_len, dtype)
+        if spec.tie_word_embeddings:
+            self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
+        else:
+            self.lm_head = ParallelLMHead.untied(spec.vocab_size, spec.hidden_size, dtype=dtype)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        max_context_len: int,
+        caches: list[LayerCache],
+        backend: AttentionBackend,
+    ) -> Tensor:
+        """Hidden states [num_tokens, hidden_size] of int64 ids and positions [num_tokens].
+
+        ``max_context_len`` exceeds every position; ``backend`` has been prepared for the batch.
+        """
+        hidden: Tensor = self.model(token_ids, positions, max_context_len, caches, backend)
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab_size], in float32, of hidden states [n, hidden_size]."""
+        logits: Tensor = self.lm_head(self.model.norm(hidden))
+        return logits.float()

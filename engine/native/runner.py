@@ -1,0 +1,145 @@
+"""Runs the steps that the scheduler plans: one forward pass each, then sampling."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.native import sampler
+from engine.native.attention.backend import allocate_cache
+from engine.native.attention.select import select_attention_backend
+from engine.native.input_batch import InputBatch, StepInputs
+from engine.native.loader import load_weights
+from engine.native.models import build_model
+from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
+from scheduler.sampling_params import SamplingParams
+from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan, StepResult
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_WARM_UP_ID = -1
+_WARM_UP_TOKENS = 16
+
+
+class ModelRunner:
+    """A loaded model, its KV cache and the sequences in progress.
+
+    Follows a scheduler by the differences that its plans carry; the cache's blocks are the
+    scheduler's to give out. One thread calls it: it is not thread-safe.
+
+    Raises:
+        ModelSpecError: the model is not supported, or not for sequences so long.
+        WeightLoadingError: the weights are missing or broken.
+        ValueError: ``dtype`` or ``attention_backend`` of the configuration is unknown.
+        KernelBuildError: the native backend was asked for by name and cannot be built.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        limits = config.scheduler
+        dtype = DTYPES.get(config.dtype)
+        if dtype is None:
+            raise ValueError(f"dtype {config.dtype!r} is unknown (known: {', '.join(DTYPES)})")
+        self.spec = ModelSpec.from_directory(config.model_dir)
+        _check_max_model_len(self.spec, limits.max_model_len)
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+        self._backend = select_attention_backend(config.attention_backend, dtype)
+        self._model = build_model(self.spec, limits.max_model_len, dtype)
+        load_weights(self._model, config.model_dir, show_progress=config.show_progress)
+        self._caches = allocate_cache(
+            self.spec.num_layers,
+            limits.num_blocks,
+            self.spec.num_kv_heads,
+            limits.block_size,
+            self.spec.head_dim,
+            dtype,
+        )
+        self._limits = limits
+        self._batch = InputBatch(limits)
+
+    @property
+    def attention_backend(self) -> str:
+        """The backend that ``auto`` came to."""
+        return self._backend.name
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that have started and have not been dropped."""
+        return len(self._batch)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step.
+
+        Raises:
+            ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
+        """
+        start = time.perf_counter()
+        self._batch.apply(plan)
+        sampled: dict[int, int] = {}
+        if plan.scheduled:
+            inputs = self._batch.build(plan.scheduled)
+            with torch.inference_mode():
+                hidden = self._hidden(inputs)
+                if inputs.sampled_ids:
+                    logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
+                    rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
+                    tokens = sampler.sample(logits, rows)
+                    self._batch.append(inputs.sampled_ids, tokens)
+                    sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+        return StepResult(sampled, time.perf_counter() - start)
+
+    def forward(self, plan: StepPlan) -> Tensor:
+        """Runs a step without sampling: the logits of every scheduled token, in plan order.
+
+        Returns float32 [plan.num_tokens, vocab_size]. For tests and for measuring quality.
+        """
+        self._batch.apply(plan)
+        with torch.inference_mode():
+            return self._model.compute_logits(self._hidden(self._batch.build(plan.scheduled)))
+
+    def warm_up(self) -> None:
+        """Touches weights and code with a prefill and a decode step; leaves no sequence behind.
+
+        Writes to the first cache blocks, so it is to run before the scheduler gives any out.
+        """
+        num_prompt = max(1, min(_WARM_UP_TOKENS, self._limits.max_model_len - 1))
+        num_blocks = -(-num_prompt // self._limits.block_size)
+        started = StartedSequence(
+            sequence_id=_WARM_UP_ID,
+            token_ids=(0,) * num_prompt,
+            num_prompt_tokens=num_prompt,
+            sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+            index=0,
+        )
+        blocks = tuple(range(num_blocks))
+        prefill = ScheduledSequence(_WARM_UP_ID, 0, num_prompt, blocks, samples=True)
+        decode = ScheduledSequence(_WARM_UP_ID, num_prompt - 1, 1, (), samples=False)
+        self.execute(StepPlan(step_id=-1, started=(started,), scheduled=(prefill,)))
+        self.execute(StepPlan(step_id=-1, scheduled=(decode,)))
+        self.execute(StepPlan(step_id=-1, dropped=(_WARM_UP_ID,)))
+
+    def _hidden(self, inputs: StepInputs) -> Tensor:
+        self._backend.prepare(inputs.attention)
+        hidden: Tensor = self._model(
+            inputs.token_ids,
+            inputs.positions,
+            inputs.max_context_len,
+            self._caches,
+            self._backend,
+        )
+        return hidden
+
+
+def _check_max_model_len(spec: ModelSpec, max_model_len: int) -> None:
+    # Dynamic NTK scaling is made for lengths beyond the trained one; nothing else is.
+    if max_model_len > spec.max_model_len and spec.rope.type is not RopeType.DYNAMIC:
+        raise ModelSpecError(
+            f"max_model_len {max_model_len} exceeds the {spec.max_model_len} tokens that the "
+            "model was made for"
+        )

@@ -1,0 +1,166 @@
+"""The backbone: the same tokens, whatever the batch, the chunks, the cache or the preemptions."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine.config import EngineConfig
+from engine.loop import EngineLoop
+from engine.messages import AddRequest, FromEngine, Progress
+from engine.native.runner import ModelRunner
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
+from scheduler.scheduler import Scheduler, SchedulerStats
+from tests.checkpoints import make_checkpoint
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+NUM_TOKENS = 64
+MAX_MODEL_LEN = 192
+
+Outputs = dict[str, list[int]]
+
+
+class InProcessEngine:
+    """The real loop, scheduler and runner, without the process around them."""
+
+    def __init__(self, model_dir: Path, attention: str = "auto", **limits: object) -> None:
+        limits = {"num_blocks": 512, "max_num_seqs": 16, "max_model_len": MAX_MODEL_LEN} | limits
+        config = EngineConfig(
+            model_dir=model_dir,
+            scheduler=SchedulerConfig(**limits),  # type: ignore[arg-type]
+            attention_backend=attention,
+        )
+        runner = ModelRunner(config)
+        self.scheduler = Scheduler(config.scheduler)
+        self.outputs: dict[tuple[str, int], list[int]] = {}
+        self.loop = EngineLoop(self.scheduler, runner, runner.spec.vocab_size, self._collect)
+
+    def _collect(self, message: FromEngine) -> None:
+        assert isinstance(message, Progress)
+        for output in message.outputs:
+            self.outputs.setdefault((output.request_id, output.index), []).extend(output.token_ids)
+
+    def run(self, requests: list[Request], arrive_every: int = 0) -> Outputs:
+        """Adds all at once, or one every so many steps, and runs until nothing is left."""
+        self.outputs.clear()
+        waiting = requests.copy()
+        num_steps = 0
+        while waiting or self.loop.has_work:
+            due = waiting if arrive_every == 0 else waiting[: num_steps % arrive_every == 0]
+            self.loop.handle([AddRequest(r) for r in due])
+            del waiting[: len(due)]
+            if self.loop.has_work:
+                self.loop.step()
+            num_steps += 1
+        self.loop.check_integrity()
+        return {f"{name}#{index}": tokens for (name, index), tokens in self.outputs.items()}
+
+    def stats(self) -> SchedulerStats:
+        return self.scheduler.stats()
+
+
+def prompts(count: int, vocab_size: int = 256) -> list[tuple[int, ...]]:
+    chooser = random.Random(5)
+    return [
+        tuple(chooser.randrange(3, vocab_size) for _ in range(chooser.randint(2, 100)))
+        for _ in range(count)
+    ]
+
+
+def make_requests(count: int, prefix: str = "r", **sampling: object) -> list[Request]:
+    options: dict[str, object] = {"max_tokens": NUM_TOKENS, "seed": 0, "temperature": 0.0}
+    return [
+        Request(
+            request_id=f"{prefix}{i}",
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(**(options | sampling | {"seed": i})),  # type: ignore[arg-type]
+            arrival_time=float(i),
+        )
+        for i, prompt in enumerate(prompts(count))
+    ]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(request.param, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alone(model_dir: Path) -> Outputs:
+    """Every request by itself: what all other ways must reproduce."""
+    engine = InProcessEngine(model_dir, max_num_seqs=1, enable_prefix_caching=False)
+    outputs: Outputs = {}
+    for request in make_requests(16):
+        outputs |= engine.run([request])
+    assert all(len(tokens) == NUM_TOKENS for tokens in outputs.values())
+    return outputs
+
+
+def test_alone_is_what_transformers_says(model_dir: Path, alone: Outputs) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None  # never stop early
+    for i, prompt in enumerate(prompts(4)):
+        reference = model.generate(
+            torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False
+        )
+        assert alone[f"r{i}#0"] == reference[0, len(prompt) :].tolist()
+
+
+def test_in_a_mixed_batch_of_16(model_dir: Path, alone: Outputs) -> None:
+    engine = InProcessEngine(model_dir)
+    assert engine.run(make_requests(16), arrive_every=3) == alone
+
+
+def test_all_at_once(model_dir: Path, alone: Outputs) -> None:
+    assert InProcessEngine(model_dir).run(make_requests(16)) == alone
+
+
+def test_with_the_reference_attention(model_dir: Path, alone: Outputs) -> None:
+    assert InProcessEngine(model_dir, attention="torch").run(make_requests(16)) == alone
+
+
+def test_with_prefill_in_chunks_of_7(model_dir: Path, alone: Outputs) -> None:
+    engine = InProcessEngine(model_dir, max_prefill_chunk=7)
+    assert engine.run(make_requests(16), arrive_every=2) == alone
+
+
+def test_after_a_prefix_cache_hit(model_dir: Path, alone: Outputs) -> None:
+    engine = InProcessEngine(model_dir)
+    assert engine.run(make_requests(16)) == alone
+    assert engine.stats().num_prefix_hits == 0
+    assert engine.run(make_requests(16)) == alone
+    assert engine.stats().num_prefix_hits > 300
+
+
+def test_after_preemption_and_recompute(model_dir: Path, alone: Outputs) -> None:
+    engine = InProcessEngine(model_dir, num_blocks=24, enable_prefix_caching=False)
+    assert engine.run(make_requests(16)) == alone
+    assert engine.stats().num_preemptions > 0
+
+
+def test_sampled_tokens_survive_the_batch_and_preemption(model_dir: Path) -> None:
+    sampling = {"temperature": 0.9, "top_p": 0.95, "frequency_penalty": 0.3}
+    quiet = InProcessEngine(model_dir, max_num_seqs=1)
+    expected: Outputs = {}
+    for request in make_requests(8, **sampling):
+        expected |= quiet.run([request])
+    crowded = InProcessEngine(model_dir, num_blocks=16)
+    assert crowded.run(make_requests(8, **sampling), arrive_every=2) == expected
+    assert crowded.stats().num_preemptions > 0
+
+
+def test_continuations_are_what_they_are_alone(model_dir: Path) -> None:
+    sampling = SamplingParams(max_tokens=20, seed=3, temperature=1.0)
+    many = Request("many", prompts(1)[0], sampling, n=4)
+    quiet = InProcessEngine(model_dir, max_num_seqs=1).run([many])
+    crowded = InProcessEngine(model_dir).run([many, *make_requests(6)])
+    assert len({tuple(tokens) for tokens in quiet.values()}) == 4
+    assert quiet.items() <= crowded.items()
