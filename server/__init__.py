@@ -1,0 +1,1 @@
+"""The front door: command line, OpenAI-compatible HTTP API, tokenizing, streaming, metrics."""

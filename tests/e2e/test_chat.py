@@ -107,11 +107,12 @@ def test_a_seeded_answer_does_not_depend_on_its_neighbours(server: ServerProcess
         )
         return completion.choices[0].text
 
-    async def crowd() -> list[str]:
-        return await asyncio.gather(*(sample(seed, 20 + 2 * seed) for seed in range(24)))
+    async def compare() -> None:
+        alone = await sample(11, 42)
+        crowd = await asyncio.gather(*(sample(seed, 20 + 2 * seed) for seed in range(24)))
+        assert crowd[11] == alone
 
-    alone = asyncio.run(sample(11, 42))
-    assert asyncio.run(crowd())[11] == alone
+    asyncio.run(compare())
 
 
 def test_64_chats_of_mixed_length_all_finish(server: ServerProcess) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -59,7 +60,7 @@ def test_a_request_in_flight_is_finished_before_the_server_ends(own_server: Serv
 
     def ask() -> None:
         url = f"{own_server.base_url}/v1/completions"
-        answers.append(httpx.post(url, json=LONG, timeout=60))
+        answers.append(httpx.post(url, json=LONG | {"max_tokens": 200}, timeout=60))
 
     asker = threading.Thread(target=ask)
     asker.start()
@@ -71,7 +72,7 @@ def test_a_request_in_flight_is_finished_before_the_server_ends(own_server: Serv
     assert refused.json()["error"]["message"]
     asker.join(timeout=60)
     assert answers[0].status_code == 200
-    assert answers[0].json()["usage"]["completion_tokens"] == LONG["max_tokens"]
+    assert answers[0].json()["usage"]["completion_tokens"] == 200
     assert own_server.process.wait(timeout=20) == 0
 
 
@@ -97,8 +98,8 @@ def test_a_dead_engine_is_noticed_and_started_again(own_server: ServerProcess) -
         piece = connection.recv(65536)
         assert piece, "the stream ended without a word"
         received += piece
-    error = json.loads(received.split(b"data: ")[-2])["error"]
-    assert "engine" in error["message"]
+    (error,) = re.findall(rb'{"error":.*}', received)
+    assert "engine" in json.loads(error)["error"]["message"]
     own_server.wait_until_ready()
     assert own_server.engine_pid() != first
     answer = httpx.post(f"{own_server.base_url}/v1/completions", json={"prompt": "The"}, timeout=30)

@@ -1,0 +1,38 @@
+"""What every route needs, held by the application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from engine.protocol import Engine
+from server.chat_template import ChatTemplate
+from server.metrics import Metrics
+from server.record import RequestRecord
+from server.served_model import ServedModel
+from server.tokenizer import Tokenizer
+
+DEFAULT_MAX_BODY_BYTES = 16 * 2**20
+
+
+@dataclass(slots=True)
+class ServerContext:
+    engine: Engine
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    model: ServedModel
+    metrics: Metrics
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    draining: bool = False
+    """Set once, when the server is told to stop: what runs may finish, nothing new begins."""
+
+
+def context_of(request: Request) -> ServerContext:
+    context: ServerContext = request.app.state.context
+    return context
+
+
+def record_of(request: Request) -> RequestRecord:
+    record: RequestRecord = request.state.record
+    return record

@@ -1,0 +1,44 @@
+"""Who may ask the model something now."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from engine.protocol import EngineHealth, EngineState
+from server.context import ServerContext
+from server.openai.errors import ApiError, unavailable
+from server.served_model import ServedModel
+
+RETRY_AFTER_START_S = 5
+"""A restart takes about as long as loading the model."""
+
+
+def check_model(name: str | None, model: ServedModel) -> None:
+    """An absent or empty name means the model that is served."""
+    if name and name != model.name:
+        raise ApiError(
+            HTTPStatus.NOT_FOUND,
+            f"The model '{name[:200]}' does not exist. This server serves '{model.name}'.",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def check_accepting(context: ServerContext) -> None:
+    """Spares a request that the engine would refuse the work of being prepared."""
+    if error := refusal(context.engine.health(), context.draining):
+        raise error
+
+
+def refusal(health: EngineHealth, draining: bool) -> ApiError | None:
+    if draining or health.state in (EngineState.DRAINING, EngineState.STOPPED):
+        return unavailable("The server is shutting down.", RETRY_AFTER_START_S)
+    match health.state:
+        case EngineState.READY:
+            return None
+        case EngineState.STARTING:
+            return unavailable("The model is still loading.", RETRY_AFTER_START_S)
+        case EngineState.RESTARTING:
+            return unavailable("The engine is being restarted.", RETRY_AFTER_START_S)
+        case _:
+            return unavailable("The engine has failed.", RETRY_AFTER_START_S)

@@ -1,0 +1,211 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.context import context_of, record_of
+from server.generation import TextDelta
+from server.openai.admission import check_accepting, check_model
+from server.openai.answer import Job, chunk_usage, make_job, run_job, usage
+from server.openai.body import read_request
+from server.openai.chat_text import ChatText, ChatTextDelta
+from server.openai.conversation import encode_conversation
+from server.openai.document import documented
+from server.openai.errors import bad_request
+from server.openai.json_response import json_response
+from server.openai.parameters import check_stream_options, engine_requests, text_options
+from server.openai.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    FunctionCallOutput,
+    ToolCallOutput,
+    Usage,
+)
+from server.openai.schemas import ChatCompletionRequest
+from server.openai.tool_calls import MARKERS
+from server.record import RequestRecord
+from server.streaming import EventStreamResponse, cancel_on_disconnect, event
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    **documented(
+        request=(ChatCompletionRequest,),
+        response=ChatCompletion,
+        chunk=ChatCompletionChunk,
+        example={"messages": [{"role": "user", "content": "What is 2 + 2?"}]},
+    ),
+)
+async def create_chat_completion(request: Request) -> Response:
+    """Answers a conversation."""
+    context, record = context_of(request), record_of(request)
+    record.generation_began("chat")
+    fields = await read_request(request, ChatCompletionRequest)
+    check_model(fields.model, context.model)
+    check_stream_options(fields)
+    with_tools = offers_tools(fields)
+    check_accepting(context)
+    prompt = await encode_conversation(context, fields, with_tools=with_tools)
+    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+    requests = engine_requests(
+        fields,
+        context.model,
+        [prompt],
+        request_id=answer_id,
+        max_tokens=fields.max_completion_tokens or fields.max_tokens,
+        param="messages",
+        arrival_time=record.arrival,
+    )
+    markers = {context.tokenizer.token_id(marker) for marker in MARKERS} if with_tools else set()
+    options = text_options(
+        fields,
+        continues_text=bool(fields.continue_final_message),
+        visible=frozenset(marker for marker in markers if marker is not None),
+    )
+    job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
+    texts = [
+        ChatText(with_tools=with_tools, parallel=fields.parallel_tool_calls is not False)
+        for _ in range(requests[0].n)
+    ]
+    deltas = run_job(job, context, record)
+    if fields.stream:
+        return EventStreamResponse(stream(job, deltas, texts, record), record)
+    return json_response(
+        await cancel_on_disconnect(request.receive, collect(job, deltas, texts, record))
+    )
+
+
+def offers_tools(fields: ChatCompletionRequest) -> bool:
+    """Whether the model is shown tools, and its output searched for calls."""
+    if fields.tool_choice == "auto" and not fields.tools:
+        raise bad_request("tool_choice is only allowed when tools are given.", "tool_choice")
+    return bool(fields.tools) and fields.tool_choice != "none"
+
+
+async def stream(
+    job: Job,
+    deltas: AsyncGenerator[TextDelta, None],
+    texts: list[ChatText],
+    record: RequestRecord,
+) -> AsyncGenerator[bytes, None]:
+    encode = msgspec.json.Encoder().encode
+    begun: set[int] = set()
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parsed = texts[delta.index].push(delta)
+            choices = chunk_choices(job, parsed, is_first=delta.index not in begun)
+            for choice in choices:
+                is_first_chunk = not begun
+                begun.add(delta.index)
+                chunk = chat_chunk(job, [choice], chunk_usage(job, record), is_first_chunk)
+                yield event(encode(chunk))
+    if job.include_usage:
+        yield event(encode(chat_chunk(job, [], usage(job, record), False)))
+
+
+def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[ChatChunkChoice]:
+    """The chunks that say what is new: content, each tool call in two, and the end.
+
+    The first says the role; the last says why the choice ended.
+    """
+    deltas = [ChatDelta(content=parsed.content)] if parsed.content else []
+    for index, call_id, call in parsed.tool_calls:
+        head = ToolCallOutput(
+            index=index,
+            id=call_id,
+            type="function",
+            function=FunctionCallOutput(name=call.name, arguments=""),
+        )
+        body = ToolCallOutput(index=index, function=FunctionCallOutput(arguments=call.arguments))
+        deltas += [ChatDelta(tool_calls=[head]), ChatDelta(tool_calls=[body])]
+    source = parsed.source
+    if not deltas and (source.finish_reason is not None or job.return_token_ids):
+        deltas = [ChatDelta(content="") if is_first else ChatDelta()]
+    if deltas and is_first:
+        deltas[0] = msgspec.structs.replace(deltas[0], role="assistant")
+    choices = [ChatChunkChoice(index=source.index, delta=delta) for delta in deltas]
+    if choices:
+        choices[-1] = msgspec.structs.replace(
+            choices[-1],
+            finish_reason=parsed.finish_reason,
+            stop_reason=source.stop_reason if parsed.finish_reason else UNSET,
+            token_ids=source.token_ids if job.return_token_ids else UNSET,
+        )
+    return choices
+
+
+def chat_chunk(
+    job: Job,
+    choices: list[ChatChunkChoice],
+    usage: Usage | UnsetType | None,
+    is_first: bool,
+) -> ChatCompletionChunk:
+    prompt = job.requests[0].prompt_token_ids
+    return ChatCompletionChunk(
+        id=job.answer_id,
+        created=job.created,
+        model=job.model,
+        choices=choices,
+        usage=usage,
+        prompt_token_ids=prompt if is_first and job.return_token_ids else UNSET,
+    )
+
+
+async def collect(
+    job: Job,
+    deltas: AsyncGenerator[TextDelta, None],
+    texts: list[ChatText],
+    record: RequestRecord,
+) -> ChatCompletion:
+    parts: list[list[ChatTextDelta]] = [[] for _ in texts]
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parts[delta.index].append(texts[delta.index].push(delta))
+    return ChatCompletion(
+        id=job.answer_id,
+        created=job.created,
+        model=job.model,
+        choices=[chat_choice(job, deltas_of_choice) for deltas_of_choice in parts],
+        usage=usage(job, record),
+        prompt_token_ids=job.requests[0].prompt_token_ids if job.return_token_ids else UNSET,
+    )
+
+
+def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
+    last = parts[-1]
+    content = "".join(part.content for part in parts)
+    calls = [
+        ToolCallOutput(
+            id=call_id,
+            type="function",
+            function=FunctionCallOutput(name=call.name, arguments=call.arguments),
+        )
+        for part in parts
+        for _, call_id, call in part.tool_calls
+    ]
+    message = AssistantMessage(
+        content=content if content or not calls else None, tool_calls=calls or UNSET
+    )
+    token_ids = tuple(token_id for part in parts for token_id in part.source.token_ids)
+    return ChatChoice(
+        index=last.source.index,
+        message=message,
+        finish_reason=last.finish_reason,
+        stop_reason=last.source.stop_reason,
+        token_ids=token_ids if job.return_token_ids else UNSET,
+    )

@@ -1,0 +1,142 @@
+"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.protocol import EngineError, EngineUnavailableError, InvalidRequestError
+from scheduler.sampling_params import InvalidParameterError
+from server.openai.responses import ErrorObject, ErrorResponse
+
+MAX_MESSAGE_CHARACTERS = 1000
+"""An error may quote what was sent, but never much of it."""
+
+
+class ApiError(Exception):
+    """What goes wrong between a client and the server, ready to be sent."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = shortened(message)
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        error = ErrorObject(
+            message=self.message, type=error_type(self.status), param=self.param, code=self.code
+        )
+        return msgspec.json.encode(ErrorResponse(error=error))
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
+
+
+def unavailable(message: str, retry_after_s: int = 1) -> ApiError:
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        message,
+        code="service_unavailable",
+        headers={"retry-after": str(retry_after_s)},
+    )
+
+
+def context_length_exceeded(max_model_len: int, num_tokens: str, param: str) -> ApiError:
+    return bad_request(
+        f"This model's maximum context length is {max_model_len} tokens. However, your {param} "
+        f"resulted in {num_tokens} tokens, which leaves no room for output. Please reduce the "
+        f"length of the {param}.",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def error_type(status: int) -> str:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "authentication_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def shortened(message: str) -> str:
+    if len(message) <= MAX_MESSAGE_CHARACTERS:
+        return message
+    return message[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+
+
+_FORESEEN = (ApiError, InvalidParameterError, EngineError, HTTPException)
+
+
+def is_unforeseen(error: Exception) -> bool:
+    """Whether ``error`` is a mistake of the server's, to be logged with its traceback."""
+    return not isinstance(error, _FORESEEN)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of ``error``; an unforeseen one is not described."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidParameterError():
+            return bad_request(str(error), param=error.parameter)
+        case EngineUnavailableError():
+            return unavailable(str(error))
+        case InvalidRequestError():
+            return bad_request(str(error))
+        case EngineError():
+            return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), code="engine_error")
+        case HTTPException():
+            message = f"{error.detail}"
+            return ApiError(error.status_code, message, headers=error.headers)
+        case _:
+            return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error.")
+
+
+def http_error(error: HTTPException, method: str, path: str) -> ApiError:
+    """An error of the router: no such path, or no such method on it."""
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return ApiError(
+            HTTPStatus.NOT_FOUND, f"Unknown request URL: {method} {path}.", code="unknown_url"
+        )
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return ApiError(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            f"{method} is not allowed on {path}.",
+            code="method_not_allowed",
+            headers=error.headers,
+        )
+    return as_api_error(error)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Makes every foreseen error of every route an error object."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            answer = http_error(error, request.method, request.url.path)
+        else:
+            answer = as_api_error(error)
+        request.state.record.failed(answer.status, answer.code or error_type(answer.status))
+        return answer.response()
+
+    for kind in _FORESEEN:
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,83 @@
+"""Fields that would change the result and that this server does not support yet.
+
+Ignoring one of them would answer another question than was asked, so each is refused by name,
+unless its value asks for what happens anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.openai.errors import bad_request
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "beam_width": (1,),
+    "chat_template": (),
+    "documents": ([],),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "json_schema": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "prompt_logprobs": (),
+    "reasoning": (),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "thinking_token_budget": (),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+
+def refuse_unsupported(fields: dict[str, Any]) -> None:
+    """Raises a 400 that names the first field that cannot be honoured."""
+    for name, value in fields.items():
+        if name not in _NEUTRAL or value is None:
+            continue
+        if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
+            raise bad_request(
+                f"{name} is not supported by this server.", param=name, code="unsupported_parameter"
+            )
+    _refuse_best_of(fields)
+    _refuse_forced_tools(fields.get("tool_choice"))
+
+
+def _refuse_best_of(fields: dict[str, Any]) -> None:
+    best_of = fields.get("best_of")
+    if best_of is not None and not _same(best_of, fields.get("n") or 1):
+        raise bad_request(
+            "best_of is not supported unless it equals n.",
+            param="best_of",
+            code="unsupported_parameter",
+        )
+
+
+def _refuse_forced_tools(choice: Any) -> None:
+    if choice == "required" or isinstance(choice, dict):
+        raise bad_request(
+            "tool_choice other than 'auto' and 'none' is not supported by this server.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal and of one type: ``True == 1`` in Python, but not on the wire."""
+    return type(value) is type(other) and bool(value == other)
