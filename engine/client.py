@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import zmq
@@ -42,7 +43,7 @@ from engine.protocol import (
     EngineUnavailableError,
     InvalidRequestError,
 )
-from scheduler.request import Request
+from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
 logger = logging.getLogger("ridgeline.engine")
@@ -55,6 +56,13 @@ _STALL_S = 300.0
 """Silence of a ready engine after which it is taken for stuck. Idle ones report every second, so
 this is the longest that a single step may take."""
 _CLOSE_GRACE_S = 5.0
+
+_ENVIRONMENT_DEFAULTS = {
+    # Compute threads that wait actively keep the core they wait for from the thread that has the
+    # work, whenever anything else runs beside them: the HTTP process on a small machine, say. A
+    # matrix product of 50 us then takes 16 ms (2 cores, one other busy process, torch 2.13).
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 _Delivery = SequenceOutput | EngineError
 
@@ -97,7 +105,7 @@ class EngineClient:
             ready.cancel()
             raise EngineError(self._health.detail)
 
-    async def generate(self, request: Request) -> AsyncIterator[SequenceOutput]:
+    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         if self._health.state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._health.state}")
         if len(self._streams) >= self._max_requests:
@@ -105,26 +113,33 @@ class EngineClient:
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
         self._idle.clear()
-        num_unfinished = request.n
+        unfinished = set(range(request.n))
         try:
             self._send(AddRequest(request))
-            while num_unfinished:
+            while unfinished:
                 delivery = await deliveries.get()
                 if isinstance(delivery, EngineError):
-                    num_unfinished = 0
+                    unfinished.clear()
                     raise delivery
-                num_unfinished -= delivery.finish_reason is not None
+                if delivery.index not in unfinished:
+                    continue  # on its way when the continuation was aborted
+                if delivery.finish_reason is not None:
+                    unfinished.remove(delivery.index)
                 yield delivery
         finally:
             self._forget(request.request_id)
-            if num_unfinished:
+            if unfinished:
                 self._send(AbortRequest(request.request_id))
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request from outside; whoever reads it gets an ``EngineError``."""
-        if request_id in self._streams:
-            self._send(AbortRequest(request_id))
-            self._fail(request_id, EngineError("the request was aborted"))
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        self._send(AbortRequest(request_id, index))
+        if index is None:
+            stream.put_nowait(EngineError("the request was aborted"))
+        else:
+            stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -139,7 +154,7 @@ class EngineClient:
             await asyncio.wait_for(self._idle.wait(), grace_s)
         for request_id in list(self._streams):
             self._send(AbortRequest(request_id))
-            self._fail(request_id, EngineError("the server is shutting down"))
+            self._fail(request_id, EngineUnavailableError("the server is shutting down"))
 
     async def close(self) -> None:
         """Stops the process; whatever is in flight fails."""
@@ -152,7 +167,7 @@ class EngineClient:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._fail_all(EngineError("the server is shutting down"))
+        self._fail_all(EngineUnavailableError("the server is shutting down"))
         self._context.destroy(linger=0)
 
     # ------------------------------------------------------------------ the process
@@ -169,8 +184,10 @@ class EngineClient:
             if self._health.state in (EngineState.STOPPED, EngineState.DRAINING):
                 return
             num_failed_starts = 0 if was_ready else num_failed_starts + 1
-            never_started = not was_ready and self._num_launches == 1
-            if never_started or num_failed_starts >= _MAX_FAILED_STARTS:
+            if not was_ready and self._num_launches == 1:
+                self._set_state(EngineState.FAILED, failure)  # ``start`` tells its caller
+                return
+            if num_failed_starts >= _MAX_FAILED_STARTS:
                 logger.error("engine given up: %s", failure)
                 self._set_state(EngineState.FAILED, failure)
                 return
@@ -189,7 +206,9 @@ class EngineClient:
             self._socket.setsockopt(zmq.LINGER, 0)
             self._socket.bind(endpoint)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "engine.process"), stdin=asyncio.subprocess.PIPE
+                *(sys.executable, "-m", "engine.process"),
+                stdin=asyncio.subprocess.PIPE,
+                env=_ENVIRONMENT_DEFAULTS | os.environ,
             )
             self._process = process
             reader = asyncio.create_task(self._read(self._socket))

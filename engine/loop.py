@@ -56,7 +56,7 @@ class EngineLoop:
             if isinstance(message, AddRequest):
                 self._add(message.request)
             elif isinstance(message, AbortRequest):
-                self._scheduler.abort(message.request_id)
+                self._scheduler.abort(message.request_id, message.index)
 
     def step(self) -> None:
         """One pass of schedule, execute, update."""

@@ -27,6 +27,8 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     request_id: str
+    index: int | None = None
+    """One continuation; None ends them all."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -58,17 +58,20 @@ class Engine(Protocol):
 
     ``start`` returns when the engine can take requests, and raises ``EngineError`` when it
     cannot be started. ``generate`` yields each continuation's new tokens as they come and ends
-    after every continuation has finished; closing the iterator early (or cancelling the task
-    that reads it) aborts the request, whose blocks are free within a step. It raises
+    after every continuation has finished; closing it early (or cancelling the task that reads
+    it) aborts the request, whose blocks are free within a step. It raises
     ``EngineUnavailableError`` before the first token when the engine takes no requests, and
     ``EngineError`` at any time when the engine dies under the request.
     """
 
     async def start(self) -> None: ...
 
-    def generate(self, request: Request) -> AsyncIterator[SequenceOutput]: ...
+    def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]: ...
 
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request, whose reader gets an ``EngineError``, or only one continuation of it,
+        whose last output then says ``abort``."""
+        ...
 
     def stats(self) -> EngineStats: ...
 

@@ -119,13 +119,16 @@ class Scheduler:
         if others:
             self._held_back[request.request_id] = others.copy()
 
-    def abort(self, request_id: str) -> bool:
-        """Ends a request wherever it stands; False when there is none of that name."""
-        if request_id not in self._requests:
-            return False
-        for sequence in self._requests[request_id].copy():
+    def abort(self, request_id: str, index: int | None = None) -> bool:
+        """Ends a request, or one continuation of it, wherever it stands.
+
+        Returns whether there was anything to end.
+        """
+        unfinished = self._requests.get(request_id, [])
+        ended = [s for s in unfinished if index is None or s.index == index]
+        for sequence in ended:
             self._finish(sequence)
-        return True
+        return bool(ended)
 
     @property
     def has_unfinished(self) -> bool:
@@ -312,6 +315,8 @@ class Scheduler:
                 del self._held_back[request_id]
         else:
             self._waiting.remove(sequence)
+        if sequence.index == 0:
+            self._release_held_back(request_id)  # it will not compute their prompt any more
         sequence.status = SequenceStatus.FINISHED
         del self._by_id[sequence.sequence_id]
         self._requests[request_id].remove(sequence)

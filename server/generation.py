@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from engine.protocol import Engine, EngineError
 from scheduler.request import FinishReason, Request
-from scheduler.step_plan import SequenceOutput
 from server.record import RequestRecord
 from server.stop_strings import StopStringMatcher
 from server.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -122,9 +121,7 @@ async def _generate_one(
     choices = [ChoiceText(first_index + j, tokenizer, options) for j in range(request.n)]
     num_open = request.n
     is_first = True
-    # The protocol promises that the iterator can be closed early, which is what a generator adds.
-    outputs = cast("AsyncGenerator[SequenceOutput, None]", engine.generate(request))
-    async with aclosing(outputs):
+    async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             if is_first:
                 is_first = False
@@ -139,6 +136,9 @@ async def _generate_one(
             if delta.finish_reason is not None:
                 record.choice_finished(delta.finish_reason)
                 num_open -= 1
+                if output.finish_reason is None and num_open:
+                    # A stop string, which the engine does not see: its siblings go on alone.
+                    engine.abort(request.request_id, output.index)
             yield delta
             if num_open == 0:
                 return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -137,11 +138,14 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def _progress_bar(show: bool, total_bytes: int) -> Iterator[Any]:
-    """A function that takes the bytes just read."""
+    """A function that takes the bytes just read; the bar is drawn on a terminal only."""
     if not show:
         yield lambda num_bytes: None
         return
     columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("weights", total=total_bytes)
         yield lambda num_bytes: bar.advance(task, num_bytes)

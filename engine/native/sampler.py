@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_TEMPERATURE = 1e-5
 """Lower ones are raised to it: already greedy, and logits / temperature stays finite."""
-_NUCLEUS_CANDIDATES = 1024
-"""How many of the likeliest tokens top-p looks at before it sorts the whole vocabulary."""
+_DRAW_BLOCK = 512
+"""Weights whose sum is looked at first when one of many is drawn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,23 +62,20 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     counts as impossible, and a row without a single finite logit ends its sequence with a stop
     token (or gets token 0 if it has none).
     """
-    for row_logits, row in zip(logits, rows, strict=True):
+    table: NDArray[np.float32] = logits.numpy()
+    for row_logits, row in zip(table, rows, strict=True):
         if row.adjusts_logits:
             _adjust(row_logits, row)
-    best, tokens = logits.max(dim=-1)
-    if not bool(torch.isfinite(best).all()):
-        for i in torch.nonzero(~torch.isfinite(best)).flatten().tolist():
-            _repair(logits[i], rows[i])
-        best, tokens = logits.max(dim=-1)
-    result: list[int] = tokens.tolist()
-    random = [i for i, row in enumerate(rows) if not row.params.is_greedy]
-    if random:
-        # Relative to the likeliest token, so that no temperature overflows.
-        relative = logits[random] - best[random, None]
-        chosen = _sample_random(relative, [rows[i] for i in random])
-        for i, token in zip(random, chosen, strict=True):
-            result[i] = token
-    return result
+    # The first of equals; where a row holds NaN, the first of those.
+    tokens: list[int] = table.argmax(axis=1).tolist()
+    best = table[np.arange(len(rows)), tokens]
+    for i in np.flatnonzero(~np.isfinite(best)).tolist():
+        tokens[i] = _repair(table[i], rows[i])
+        best[i] = table[i, tokens[i]]
+    for i, row in enumerate(rows):
+        if not row.params.is_greedy:
+            tokens[i] = _sample_random(table[i], best[i], row)
+    return tokens
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -93,89 +88,83 @@ def uniform(seed: int, index: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def _adjust(logits: Tensor, row: SamplingRow) -> None:
+def _adjust(logits: NDArray[np.float32], row: SamplingRow) -> None:
     """Penalties, bias and the mask of ``min_tokens``, in place on one row [vocab_size]."""
     params = row.params
     if params.repetition_penalty != 1.0:
-        seen = torch.from_numpy(np.unique(row.token_ids)).long()
-        values = logits[seen]
-        penalty = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        seen = np.unique(row.token_ids)
+        values, penalty = logits[seen], params.repetition_penalty
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
         generated, counts = np.unique(row.token_ids[row.num_prompt_tokens :], return_counts=True)
-        penalties = params.frequency_penalty * counts + params.presence_penalty
-        logits[torch.from_numpy(generated).long()] -= torch.from_numpy(penalties).float()
+        logits[generated] -= params.frequency_penalty * counts + params.presence_penalty
     for token, bias in params.logit_bias:
         if 0 <= token < len(logits):
             logits[token] += bias
     if row.num_output_tokens < params.min_tokens:
-        logits[[token for token in params.stop_token_ids if token < len(logits)]] = -torch.inf
+        logits[[token for token in params.stop_token_ids if token < len(logits)]] = -np.inf
 
 
-def _repair(logits: Tensor, row: SamplingRow) -> None:
+def _repair(logits: NDArray[np.float32], row: SamplingRow) -> int:
+    """Makes a row finite at its largest logit, and returns the token of that."""
     logger.warning("logits of sequence %d are not finite", row.sequence_id)
-    largest = torch.finfo(logits.dtype).max / 2
-    logits.nan_to_num_(nan=-torch.inf, posinf=largest, neginf=-torch.inf)
-    if not bool(torch.isfinite(logits).any()):
+    largest = float(np.finfo(np.float32).max) / 2
+    np.nan_to_num(logits, copy=False, nan=-np.inf, posinf=largest, neginf=-np.inf)
+    if not np.isfinite(logits).any():
         stop = [token for token in row.params.stop_token_ids if token < len(logits)]
         logits[stop[0] if stop else 0] = 0.0
+    return int(logits.argmax())
 
 
-def _sample_random(relative: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-    """Samples by inverse CDF over the kept tokens in the order of their ids.
+def _sample_random(logits: NDArray[np.float32], best: np.float32, row: SamplingRow) -> int:
+    """Turns one row [vocab_size] into weights, in place, and draws from them."""
+    params = row.params
+    logits -= best  # the likeliest gets weight 1, so that no temperature overflows
+    logits *= 1.0 / max(params.temperature, _MIN_TEMPERATURE)
+    weights = np.exp(logits, out=logits)
+    lowest = _lowest_kept(weights, params)
+    if lowest > 0:
+        weights[weights < lowest] = 0
+    return _draw(weights, uniform(params.seed, row.index, row.num_output_tokens))
 
-    ``relative`` [len(rows), vocab_size] are logits minus the row's largest.
+
+def _lowest_kept(weights: NDArray[np.float32], params: SamplingParams) -> float:
+    """The lowest weight that top-k, top-p and min-p keep; ``weights`` have 1 as their largest."""
+    lowest = params.min_p
+    by_top_k = 0.0
+    if 0 < params.top_k < len(weights):
+        border = len(weights) - params.top_k
+        by_top_k = float(np.partition(weights, border)[border])
+        lowest = max(lowest, by_top_k)
+    if params.top_p < 1:
+        left = weights[weights >= by_top_k]
+        total = float(left.sum(dtype=np.float64))
+        # Tokens below an equal share of the rest cannot add up to the rest: the nucleus is
+        # among the others, which are usually few to sort.
+        left = left[left >= (1 - params.top_p) * total / len(left)]
+        descending = np.sort(left)[::-1]
+        covered = np.cumsum(descending, dtype=np.float64)
+        last = int(np.searchsorted(covered, params.top_p * total))  # still in: it reaches the mass
+        lowest = max(lowest, float(descending[min(last, len(descending) - 1)]))
+    return lowest
+
+
+def _draw(weights: NDArray[np.float32], fraction: float) -> int:
+    """The index at which the running sum of ``weights`` passes ``fraction`` of the total.
+
+    Two levels, because a running sum over the whole vocabulary is the slowest step of all: first
+    the block, then the token within it.
     """
-    temperatures = [max(row.params.temperature, _MIN_TEMPERATURE) for row in rows]
-    relative /= torch.tensor(temperatures)[:, None]
-    lowest = _lowest_kept(relative, [row.params for row in rows]).numpy()
-    tokens = []
-    for row, scaled, low in zip(rows, relative.numpy(), lowest, strict=True):
-        kept = np.flatnonzero(scaled >= low) if low > -np.inf else None
-        weights = np.exp(scaled if kept is None else scaled[kept])
-        cdf = np.cumsum(weights, dtype=np.float64)
-        target = uniform(row.params.seed, row.index, row.num_output_tokens) * cdf[-1]
-        # "right" skips tokens of probability 0; rounding may bring the target up to the total.
-        chosen = min(int(np.searchsorted(cdf, target, side="right")), len(cdf) - 1)
-        tokens.append(chosen if kept is None else int(kept[chosen]))
-    return tokens
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _DRAW_BLOCK), dtype=np.float64)
+    block, rest = _pass(sums, fraction * float(sums.sum()))
+    first = block * _DRAW_BLOCK
+    return first + _pass(weights[first : first + _DRAW_BLOCK], rest)[0]
 
 
-def _lowest_kept(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """For each row the lowest logit that top-k, top-p and min-p keep; -inf where all are kept.
-
-    ``scaled`` [len(params), vocab_size] has 0 as the largest value of each row.
-    """
-    vocab_size = scaled.shape[1]
-    lowest = torch.tensor([math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params])
-    top_k = [i for i, p in enumerate(params) if 0 < p.top_k < vocab_size]
-    top_p = [i for i, p in enumerate(params) if p.top_p < 1]
-    if not top_k and not top_p:
-        return lowest
-    some = sorted({*top_k, *top_p})
-    num_candidates = max((params[i].top_k for i in top_k), default=1)
-    if top_p:
-        num_candidates = max(num_candidates, _NUCLEUS_CANDIDATES)
-    candidates = torch.full((len(params), min(num_candidates, vocab_size)), -torch.inf)
-    candidates[some] = scaled[some].topk(candidates.shape[1], dim=-1).values
-    border = torch.full_like(lowest, -math.inf)
-    for i in top_k:
-        border[i] = candidates[i, params[i].top_k - 1]
-    for i in top_p:
-        kept = torch.exp(scaled[i]).masked_fill_(scaled[i] < border[i], 0.0)
-        mass = params[i].top_p * kept.sum(dtype=torch.float64)
-        border[i] = torch.maximum(border[i], _nucleus_border(scaled[i], candidates[i], mass))
-    return torch.maximum(lowest, border)
-
-
-def _nucleus_border(scaled: Tensor, candidates: Tensor, mass: Tensor) -> Tensor:
-    """The lowest logit of the fewest likeliest tokens that together reach ``mass``.
-
-    ``candidates`` are the row's likeliest, descending; they usually suffice.
-    """
-    covered = torch.exp(candidates).cumsum(0, dtype=torch.float64)
-    if covered[-1] < mass and len(candidates) < len(scaled):
-        candidates = scaled.sort(descending=True).values
-        covered = torch.exp(candidates).cumsum(0, dtype=torch.float64)
-    last = torch.searchsorted(covered, mass)  # the first that reaches the mass is still in
-    return candidates[min(int(last), len(candidates) - 1)]
+def _pass(weights: NDArray[np.floating], target: float) -> tuple[int, float]:
+    """Where the running sum exceeds ``target``, and how much of it is left on arrival there."""
+    sums = np.cumsum(weights, dtype=np.float64)
+    index = int(np.searchsorted(sums, target, side="right"))
+    if index == len(sums):  # rounding brought the target up to the total
+        index = int(np.flatnonzero(weights)[-1])
+    return index, target - float(sums[index - 1]) if index else target

@@ -55,7 +55,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def client(model_dir: Path) -> AsyncIterator[EngineClient]:
-    client = EngineClient(EngineConfig(model_dir, LIMITS), max_queued_requests=2)
+    client = EngineClient(EngineConfig(model_dir, LIMITS, num_threads=1), max_queued_requests=2)
     await client.start()
     yield client
     await client.close()
@@ -76,6 +76,13 @@ async def test_a_life(client: EngineClient) -> None:
 
     with pytest.raises(InvalidRequestError, match="vocabulary"):
         await collect(client, make_request("bad", prompt=10**6))
+
+    tokens: dict[int, int] = {0: 0, 1: 0}
+    async for output in client.generate(make_request("two", max_tokens=60, n=2)):
+        tokens[output.index] += len(output.token_ids)
+        if output.index == 0 and tokens[0] == 3:
+            client.abort("two", 0)
+    assert tokens == {0: 3, 1: 60}
 
     stream = client.generate(make_request("left", max_tokens=500))
     await anext(stream)

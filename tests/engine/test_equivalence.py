@@ -35,6 +35,7 @@ class InProcessEngine:
             model_dir=model_dir,
             scheduler=SchedulerConfig(**limits),  # type: ignore[arg-type]
             attention_backend=attention,
+            num_threads=1,  # tiny models gain nothing from more
         )
         runner = ModelRunner(config)
         self.scheduler = Scheduler(config.scheduler)

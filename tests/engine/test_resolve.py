@@ -49,5 +49,3 @@ def test_contradictions_are_one_clear_line(overrides: dict[str, object], message
     with pytest.raises(ValueError, match=message) as refusal:
         resolve(**overrides)
     assert "\n" not in str(refusal.value)
-
-

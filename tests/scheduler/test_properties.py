@@ -24,7 +24,9 @@ class Arrival:
     n: int
     priority: int
     abort_after: int | None
-    """Steps after which the client goes away."""
+    """Steps after which the client goes away, or ends one continuation."""
+    abort_index: int | None
+    """Which continuation it ends; None is the request."""
 
 
 # Few distinct tokens make common prefixes likely.
@@ -36,6 +38,7 @@ arrivals = st.builds(
     n=st.integers(1, 3),
     priority=st.integers(-2, 2),
     abort_after=st.none() | st.integers(0, 12),
+    abort_index=st.none() | st.integers(0, 2),
 )
 configs = st.builds(
     SchedulerConfig,
@@ -77,7 +80,7 @@ class Host:
                     )
                     self.scheduler.add(requests[f"r{i}"])
                 if arrival.abort_after is not None and arrival.step + arrival.abort_after == now:
-                    self.scheduler.abort(f"r{i}")
+                    self.scheduler.abort(f"r{i}", arrival.abort_index)
             self.step(now)
             now += 1
         return requests
@@ -119,8 +122,9 @@ def test_every_request_gets_its_own_output_and_every_block_comes_back(
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
     assert not host.executor.sequences
     for name, req in requests.items():
-        aborted = script[int(name[1:])].abort_after is not None
+        arrival = script[int(name[1:])]
         for index in range(req.n):
+            aborted = arrival.abort_after is not None and arrival.abort_index in (None, index)
             expected = expected_output(req, index, MAX_MODEL_LEN)
             got = host.outputs.get((name, index), [])
             assert got == (expected[: len(got)] if aborted else expected)

@@ -217,6 +217,27 @@ def test_abort_frees_everything_wherever_the_request_stands() -> None:
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
 
 
+def test_one_continuation_can_be_aborted_alone() -> None:
+    scheduler, executor = make()
+    many = request("a", range(18), n=3, sampling=greedy(6))
+    scheduler.add(many)
+    assert scheduler.abort("a", 2)  # before it could even start
+    step(scheduler, executor)
+    step(scheduler, executor)
+    assert scheduler.abort("a", 0)  # while it runs
+    assert not scheduler.abort("a", 0)
+    assert run(scheduler, executor)["a", 1] == expected_output(many, 1, 128)[1:]
+    assert not executor.sequences
+
+
+def test_the_others_go_on_when_the_first_is_aborted_before_it_ran() -> None:
+    scheduler, executor = make()
+    many = request("a", range(18), n=3, sampling=greedy(6))
+    scheduler.add(many)
+    scheduler.abort("a", 0)
+    assert run(scheduler, executor) == {("a", i): expected_output(many, i, 128) for i in (1, 2)}
+
+
 def test_an_abort_while_the_step_runs_discards_its_result() -> None:
     scheduler, executor = make()
     scheduler.add(request("a", range(5)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
@@ -31,6 +31,7 @@ class ScriptedEngine:
     gate: asyncio.Semaphore | None = None
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    aborted_choices: list[tuple[str, int]] = field(default_factory=list)
     num_running: int = 0
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     current_stats: EngineStats = field(default_factory=EngineStats)
@@ -39,7 +40,7 @@ class ScriptedEngine:
     async def start(self) -> None:
         self.state = EngineState.READY
 
-    async def generate(self, request: Request) -> AsyncIterator[SequenceOutput]:
+    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         self.requests.append(request)
         self.num_running += 1
         done = False
@@ -64,6 +65,8 @@ class ScriptedEngine:
                 await self.gate.acquire()
             await asyncio.sleep(0)
             for j in range(request.n):
+                if (request.request_id, j) in self.aborted_choices:
+                    is_open[j] = False
                 if is_open[j]:
                     output = self._output(request, j, scripts[j], position)
                     is_open[j] = output.finish_reason is None
@@ -83,8 +86,11 @@ class ScriptedEngine:
                 break
         return SequenceOutput(request.request_id, j, tuple(tokens), reason, self.num_cached_tokens)
 
-    def abort(self, request_id: str) -> None:
-        self.aborted.append(request_id)
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if index is None:
+            self.aborted.append(request_id)
+        else:
+            self.aborted_choices.append((request_id, index))
 
     def stats(self) -> EngineStats:
         return self.current_stats

@@ -12,6 +12,9 @@
 // row adds in one fixed order, of tokens and of dimensions, and its result has the same bits
 // whatever stands beside it: another batch, another chunk, another tile, other threads. That is
 // why this file is compiled without -ffast-math, which would let the compiler reorder sums.
+//
+// The next step's keys are fetched while this step's are transposed, the next values while these
+// are added: the hardware cannot guess where the following block lies.
 
 #include <omp.h>
 
@@ -24,14 +27,18 @@
 
 namespace {
 
+// Rows times chains are the sums in flight: enough to cover the latency of two multiply-add units,
+// few enough for the registers.
 #if defined(__AVX512F__)
-constexpr int LANES = 16, MAX_ROWS = 8;  // 8 rows in flight cover the latency of two FMA units
+constexpr int LANES = 16, MAX_ROWS = 8, CHAINS = 2;
 #elif defined(__AVX__)
-constexpr int LANES = 8, MAX_ROWS = 8;
+constexpr int LANES = 8, MAX_ROWS = 4, CHAINS = 2;
 #else
-constexpr int LANES = 4, MAX_ROWS = 8;  // NEON, SSE
+constexpr int LANES = 4, MAX_ROWS = 8, CHAINS = 2;  // NEON, SSE
 #endif
+static_assert(CHAINS == 2, "score() adds up two");
 constexpr int TILE_ROWS = 32;  // their queries and outputs stay in the first-level cache
+constexpr int64_t SMALL = 1 << 18;  // multiply-adds that are done before other threads wake up
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -110,11 +117,6 @@ inline void for_row_groups(int first, int num_rows, F f) {
   if constexpr (ROWS > 1) for_row_groups<ROWS / 2>(first, num_rows, f);
 }
 
-struct Tile {
-  int sequence, kv_head, first_query, num_queries;
-  int64_t cost;
-};
-
 }  // namespace
 
 extern "C" {
@@ -128,130 +130,200 @@ struct Batch {
 };
 
 struct Layer {
-  const float *query, *key, *value;                   // [num_tokens, heads, head_dim]
-  int64_t query_stride, key_stride, value_stride;     // between tokens, in elements
-  float *keys, *values;                               // the cache of this layer
-  float* output;                                      // [num_tokens, num_heads, head_dim]
+  const float *query, *key, *value;                // [num_tokens, heads, head_dim]
+  int64_t query_stride, key_stride, value_stride;  // between tokens, in elements
+  float *keys, *values;  // the cache: [num_blocks, num_kv_heads, block_size, head_dim]
+  float* output;         // [num_tokens, num_heads, head_dim]
   int32_t num_heads, num_kv_heads, head_dim, block_size;
-  int32_t window;                                     // 0: none
+  int32_t window;  // 0: none
 };
 
 }  // extern "C"
 
 namespace {
 
-// Scratch of one thread; reused over calls so that a step allocates nothing.
+struct Tile {
+  int sequence, kv_head, first_query, num_queries;
+  int64_t cost;  // multiply-adds, up to a constant
+};
+
+// One thread's working memory, kept over calls so that a step allocates nothing.
 struct Scratch {
   std::vector<vec> query, output, keys, padded, sum, weights;
   std::vector<float> maximum;
 };
 
-// DIM is the head size, or 0 where it is not known at compile time.
+// LANES tokens of the context, and where the next ones lie.
+struct Tokens {
+  const float *key[LANES], *value[LANES], *next_key[LANES], *next_value[LANES];
+};
+
+// Attention of one tile. DIM is the head size, or 0 where it is not known at compile time.
 template <int DIM>
-void attend(const Batch& batch, const Layer& layer, const Tile& tile, Scratch& scratch) {
-  const int dim = DIM ? DIM : layer.head_dim;
-  const int num_vecs = (dim + LANES - 1) / LANES, padded_dim = num_vecs * LANES;
-  const bool is_padded = dim != padded_dim;
-  const int group = layer.num_heads / layer.num_kv_heads, num_rows = tile.num_queries * group;
-  const int first_token = batch.query_start_loc[tile.sequence] + tile.first_query;
-  const int num_new = batch.query_start_loc[tile.sequence + 1] - batch.query_start_loc[tile.sequence];
-  const int first_position = batch.context_lens[tile.sequence] - num_new + tile.first_query;
-  const int end = first_position + tile.num_queries;
-  const int window = layer.window ? layer.window : end;
-  const int32_t* block_table = batch.block_tables + int64_t(tile.sequence) * batch.max_blocks;
+class TileAttention {
+ public:
+  TileAttention(const Batch& batch, const Layer& layer, const Tile& tile, Scratch& scratch)
+      : layer_(layer),
+        scratch_(scratch),
+        kv_head_(tile.kv_head),
+        group_(layer.num_heads / layer.num_kv_heads),
+        num_rows_(tile.num_queries * group_),
+        first_token_(batch.query_start_loc[tile.sequence] + tile.first_query),
+        first_position_(batch.context_lens[tile.sequence] + first_token_ -
+                        batch.query_start_loc[tile.sequence + 1]),
+        end_(first_position_ + tile.num_queries),
+        window_(layer.window ? layer.window : end_),
+        block_table_(batch.block_tables + int64_t(tile.sequence) * batch.max_blocks) {}
 
-  scratch.query.assign(num_rows * num_vecs, vec{});
-  scratch.output.assign(num_rows * num_vecs, vec{});
-  scratch.keys.resize(padded_dim);
-  scratch.padded.assign(is_padded ? 2 * LANES * num_vecs : 0, vec{});
-  scratch.sum.assign(num_rows, vec{});
-  scratch.weights.resize(num_rows);
-  scratch.maximum.assign(num_rows, -1e30f);  // finite: a fully masked step must change nothing
-  float* query = reinterpret_cast<float*>(scratch.query.data());
-  float* weights = reinterpret_cast<float*>(scratch.weights.data());
-  float* padded = reinterpret_cast<float*>(scratch.padded.data());
-  vec* output = scratch.output.data();
-  vec* keys = scratch.keys.data();
-
-  const float scale = 1.0f / std::sqrt(float(dim));
-  for (int row = 0; row < num_rows; row++) {
-    const float* from = layer.query + (first_token + row / group) * layer.query_stride +
-                        (tile.kv_head * group + row % group) * dim;
-    for (int d = 0; d < dim; d++) query[row * padded_dim + d] = from[d] * scale;
+  void run() {
+    load_queries();
+    for (int start = std::max(0, first_position_ - window_ + 1) / LANES * LANES; start < end_;
+         start += LANES) {
+      const Tokens tokens = find(start);
+      transpose_keys(tokens);
+      score();
+      weigh(start);
+      add_values(tokens, std::min(LANES, end_ - start));
+    }
+    write_output();
   }
 
-  ivec lane_number;
-  for (int i = 0; i < LANES; i++) lane_number[i] = i;
+ private:
+  int dim() const { return DIM ? DIM : layer_.head_dim; }
+  int num_vecs() const { return (dim() + LANES - 1) / LANES; }
+  int padded_dim() const { return num_vecs() * LANES; }
 
-  const int first_seen = std::max(0, first_position - window + 1) / LANES * LANES;
-  for (int start = first_seen; start < end; start += LANES) {
-    const int num_tokens = std::min(LANES, end - start);
-    const float *key[LANES], *value[LANES];
+  // Row r is query r / group, head r % group of the KV head's group.
+  int64_t offset_in_batch(int row, int64_t stride) const {
+    return (first_token_ + row / group_) * stride + (kv_head_ * group_ + row % group_) * dim();
+  }
+
+  void load_queries() {
+    scratch_.query.assign(num_rows_ * num_vecs(), vec{});
+    scratch_.output.assign(num_rows_ * num_vecs(), vec{});
+    scratch_.keys.resize(padded_dim());
+    scratch_.padded.assign(dim() == padded_dim() ? 0 : 2 * LANES * num_vecs(), vec{});
+    scratch_.sum.assign(num_rows_, vec{});
+    scratch_.weights.resize(num_rows_);
+    scratch_.maximum.assign(num_rows_, -1e30f);  // finite: steps that see nothing change nothing
+    const float scale = 1.0f / std::sqrt(float(dim()));
+    float* query = reinterpret_cast<float*>(scratch_.query.data());
+    for (int row = 0; row < num_rows_; row++) {
+      const float* from = layer_.query + offset_in_batch(row, layer_.query_stride);
+      for (int d = 0; d < dim(); d++) query[row * padded_dim() + d] = from[d] * scale;
+    }
+  }
+
+  int64_t offset_in_cache(int position) const {
+    const int64_t block = block_table_[position / layer_.block_size];
+    return ((block * layer_.num_kv_heads + kv_head_) * layer_.block_size +
+            position % layer_.block_size) * dim();
+  }
+
+  Tokens find(int start) {
+    Tokens tokens;
+    float* padded = reinterpret_cast<float*>(scratch_.padded.data());
     for (int t = 0; t < LANES; t++) {
-      // Lanes past the end repeat its last token: what the cache holds there may not be a number.
-      const int position = std::min(start + t, end - 1);
-      const int64_t block = block_table[position / layer.block_size];
-      const int64_t offset = ((block * layer.num_kv_heads + tile.kv_head) * layer.block_size +
-                              position % layer.block_size) * dim;
-      key[t] = layer.keys + offset;
-      value[t] = layer.values + offset;
-      if (is_padded) {
-        float *k = padded + t * padded_dim, *v = k + LANES * padded_dim;
-        std::memcpy(k, key[t], dim * sizeof(float));
-        std::memcpy(v, value[t], dim * sizeof(float));
-        key[t] = k, value[t] = v;
+      // Lanes past the end repeat its last token: what the cache holds there may be no number.
+      const int64_t offset = offset_in_cache(std::min(start + t, end_ - 1));
+      const int64_t next = offset_in_cache(std::min(start + t + LANES, end_ - 1));
+      tokens.key[t] = layer_.keys + offset;
+      tokens.value[t] = layer_.values + offset;
+      tokens.next_key[t] = layer_.keys + next;
+      tokens.next_value[t] = layer_.values + next;
+      if (dim() != padded_dim()) {
+        float *key = padded + t * padded_dim(), *value = key + LANES * padded_dim();
+        std::memcpy(key, tokens.key[t], dim() * sizeof(float));
+        std::memcpy(value, tokens.value[t], dim() * sizeof(float));
+        tokens.key[t] = key;
+        tokens.value[t] = value;
       }
     }
-    for (int d = 0; d < padded_dim; d += LANES) {
-      for (int t = 0; t < LANES; t++) keys[d + t] = load(key[t] + d);
+    return tokens;
+  }
+
+  void transpose_keys(const Tokens& tokens) {
+    vec* keys = scratch_.keys.data();
+    for (int d = 0; d < padded_dim(); d += LANES) {
+      for (int t = 0; t < LANES; t++) {
+        keys[d + t] = load(tokens.key[t] + d);
+        __builtin_prefetch(tokens.next_key[t] + d);
+      }
       transpose(keys + d);
     }
+  }
 
-    for_row_groups(0, num_rows, [&](int row, auto rows) {
-      vec acc[rows] = {};
-      for (int d = 0; d < dim; d++)
-        for (int i = 0; i < rows; i++) acc[i] += query[(row + i) * padded_dim + d] * keys[d];
-      for (int i = 0; i < rows; i++) scratch.weights[row + i] = acc[i];
+  // weights[row] = query[row] · keys
+  void score() {
+    const float* query = reinterpret_cast<const float*>(scratch_.query.data());
+    const vec* keys = scratch_.keys.data();
+    vec* weights = scratch_.weights.data();
+    for_row_groups(0, num_rows_, [&](int row, auto rows) {
+      vec acc[CHAINS][rows] = {};
+      for (int d = 0; d < padded_dim(); d += CHAINS)
+        for (int c = 0; c < CHAINS; c++)
+          for (int i = 0; i < rows; i++)
+            acc[c][i] += query[(row + i) * padded_dim() + d + c] * keys[d + c];
+      for (int i = 0; i < rows; i++) weights[row + i] = acc[0][i] + acc[1][i];
     });
+  }
 
-    const ivec token = lane_number + start;
-    for (int row = 0; row < num_rows; row++) {
-      const int position = first_position + row / group;
-      const ivec hidden = (token > position) | (token <= position - window);
-      const vec scores = hidden ? broadcast(-INFINITY) : scratch.weights[row];
+  // weights[row] = exp(weights[row] - maximum[row]), after raising the maximum where needed
+  void weigh(int start) {
+    ivec token;
+    for (int t = 0; t < LANES; t++) token[t] = start + t;
+    vec *weights = scratch_.weights.data(), *sum = scratch_.sum.data();
+    vec* output = scratch_.output.data();
+    float* maximum = scratch_.maximum.data();
+    for (int row = 0; row < num_rows_; row++) {
+      const int position = first_position_ + row / group_;
+      const ivec hidden = (token > position) | (token <= position - window_);
+      const vec scores = hidden ? broadcast(-INFINITY) : weights[row];
       const float highest = horizontal_max(scores);
-      if (highest > scratch.maximum[row]) {
-        const float rescale =
-            exp_nonpositive(broadcast(scratch.maximum[row] - highest))[0];
-        scratch.maximum[row] = highest;
-        scratch.sum[row] *= rescale;
-        for (int i = 0; i < num_vecs; i++) output[row * num_vecs + i] *= rescale;
+      if (highest > maximum[row]) {
+        const float rescale = exp_nonpositive(broadcast(maximum[row] - highest))[0];
+        maximum[row] = highest;
+        sum[row] *= rescale;
+        for (int j = 0; j < num_vecs(); j++) output[row * num_vecs() + j] *= rescale;
       }
-      scratch.weights[row] = exp_nonpositive(scores - scratch.maximum[row]);
-      scratch.sum[row] += scratch.weights[row];
+      weights[row] = exp_nonpositive(scores - maximum[row]);
+      sum[row] += weights[row];
     }
+  }
 
-    for_row_groups(0, num_rows, [&](int row, auto rows) {
-      for (int j = 0; j < num_vecs; j++) {
+  // output[row] += weights[row] · values
+  void add_values(const Tokens& tokens, int num_tokens) {
+    const float* weights = reinterpret_cast<const float*>(scratch_.weights.data());
+    vec* output = scratch_.output.data();
+    for_row_groups(0, num_rows_, [&](int row, auto rows) {
+      for (int j = 0; j < num_vecs(); j++) {
         vec acc[rows];
-        for (int i = 0; i < rows; i++) acc[i] = output[(row + i) * num_vecs + j];
+        for (int i = 0; i < rows; i++) acc[i] = output[(row + i) * num_vecs() + j];
         for (int t = 0; t < num_tokens; t++) {
-          const vec v = load(value[t] + j * LANES);
-          for (int i = 0; i < rows; i++) acc[i] += weights[(row + i) * LANES + t] * v;
+          const vec value = load(tokens.value[t] + j * LANES);
+          if (row == 0) __builtin_prefetch(tokens.next_value[t] + j * LANES);
+          for (int i = 0; i < rows; i++) acc[i] += weights[(row + i) * LANES + t] * value;
         }
-        for (int i = 0; i < rows; i++) output[(row + i) * num_vecs + j] = acc[i];
+        for (int i = 0; i < rows; i++) output[(row + i) * num_vecs() + j] = acc[i];
       }
     });
   }
 
-  for (int row = 0; row < num_rows; row++) {
-    const float total = horizontal_sum(scratch.sum[row]);
-    const float* from = reinterpret_cast<const float*>(output + row * num_vecs);
-    float* to = layer.output + (int64_t(first_token + row / group) * layer.num_heads +
-                                tile.kv_head * group + row % group) * dim;
-    for (int d = 0; d < dim; d++) to[d] = from[d] / total;
+  void write_output() {
+    const float* output = reinterpret_cast<const float*>(scratch_.output.data());
+    for (int row = 0; row < num_rows_; row++) {
+      const float total = horizontal_sum(scratch_.sum[row]);
+      float* to = layer_.output + offset_in_batch(row, int64_t(layer_.num_heads) * dim());
+      for (int d = 0; d < dim(); d++) to[d] = output[row * padded_dim() + d] / total;
+    }
   }
-}
+
+  const Layer& layer_;
+  Scratch& scratch_;
+  const int kv_head_, group_, num_rows_;
+  const int first_token_, first_position_, end_, window_;
+  const int32_t* block_table_;
+};
 
 // The longest first, so that no thread starts a long one when the others have finished.
 std::vector<Tile> cut_into_tiles(const Batch& batch, const Layer& layer) {
@@ -273,13 +345,13 @@ std::vector<Tile> cut_into_tiles(const Batch& batch, const Layer& layer) {
 void store(const Batch& batch, const Layer& layer, int token) {
   const int64_t block = batch.slot_mapping[token] / layer.block_size;
   const int64_t offset = batch.slot_mapping[token] % layer.block_size;
+  const size_t bytes = layer.head_dim * sizeof(float);
   for (int h = 0; h < layer.num_kv_heads; h++) {
     const int64_t to =
         ((block * layer.num_kv_heads + h) * layer.block_size + offset) * layer.head_dim;
-    const size_t bytes = layer.head_dim * sizeof(float);
-    std::memcpy(layer.keys + to, layer.key + token * layer.key_stride + h * layer.head_dim, bytes);
-    std::memcpy(layer.values + to, layer.value + token * layer.value_stride + h * layer.head_dim,
-                bytes);
+    const int64_t from = h * layer.head_dim;
+    std::memcpy(layer.keys + to, layer.key + token * layer.key_stride + from, bytes);
+    std::memcpy(layer.values + to, layer.value + token * layer.value_stride + from, bytes);
   }
 }
 
@@ -288,17 +360,21 @@ void store(const Batch& batch, const Layer& layer, int token) {
 // Indices are trusted: the caller has checked blocks, slots and lengths.
 extern "C" void paged_attention(const Batch* batch, const Layer* layer) {
   const std::vector<Tile> tiles = cut_into_tiles(*batch, *layer);
-#pragma omp parallel num_threads(batch->num_threads)
+  int64_t work = 0;
+  for (const Tile& tile : tiles) work += tile.cost;
+  work *= layer->num_heads / layer->num_kv_heads * layer->head_dim;
+#pragma omp parallel num_threads(work < SMALL ? 1 : batch->num_threads)
   {
     static thread_local Scratch scratch;
 #pragma omp for schedule(static)
     for (int token = 0; token < batch->num_tokens; token++) store(*batch, *layer, token);
+    // (All threads wait here: tiles read what others have stored.)
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < tiles.size(); i++) {
       switch (layer->head_dim) {
-        case 64: attend<64>(*batch, *layer, tiles[i], scratch); break;
-        case 128: attend<128>(*batch, *layer, tiles[i], scratch); break;
-        default: attend<0>(*batch, *layer, tiles[i], scratch);
+        case 64: TileAttention<64>(*batch, *layer, tiles[i], scratch).run(); break;
+        case 128: TileAttention<128>(*batch, *layer, tiles[i], scratch).run(); break;
+        default: TileAttention<0>(*batch, *layer, tiles[i], scratch).run();
       }
     }
   }

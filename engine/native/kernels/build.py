@@ -11,13 +11,14 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-# Its OpenMP runtime must be in the process before a kernel is linked against it.
-import torch
+# Not called here, but its OpenMP runtime must be mapped before a kernel is linked against it.
+import torch  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ _FLAGS = (
     "-fPIC",
 )
 _COMPILE_TIMEOUT_S = 120
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class KernelBuildError(RuntimeError):
@@ -46,34 +48,40 @@ def load_kernel(source: Path) -> ctypes.CDLL:
 
     The cache (``$XDG_CACHE_HOME/ridgeline/kernels``, by default under ``~/.cache``) is keyed by
     all that decides the machine code. Processes may race: each compiles to a file of its own and
-    renames it, so that a library is either absent or whole. An entry that does not load is
+    renames it, so that a library is either absent or whole. An entry that was damaged since is
     compiled again.
 
     Raises:
         KernelBuildError: there is no compiler, or it failed.
     """
-    compiler = _compiler()
-    command = [compiler, *_FLAGS, *_openmp_runtime()]
-    library = _cache_directory() / f"{source.stem}-{_key(source, compiler, command)}.so"
+    compiler, options = _compiler(), [*_FLAGS, *_openmp_runtime()]
+    library = _cache_directory() / f"{source.stem}-{_key(source, compiler, options)}.so"
     if library.exists():
-        try:
+        # A truncated library does not fail to load, it kills the process: look before loading.
+        if _is_whole(library):
             return ctypes.CDLL(str(library))
-        except OSError as error:
-            logger.warning("compiling %s again, the cached one is broken: %s", library.name, error)
-    _compile(command, source, library)
+        logger.warning("compiling %s again: the cached one is broken", library.name)
+    _compile(compiler, options, source, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise KernelBuildError(f"{library} was compiled but does not load: {error}") from None
 
 
-def _compiler() -> str:
-    chosen = os.environ.get("CXX")
-    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
-        path = shutil.which(name)
+def _is_whole(library: Path) -> bool:
+    content = library.read_bytes()
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(body).digest() == digest
+
+
+def _compiler() -> list[str]:
+    """The command that compiles; ``$CXX`` may carry arguments, as in ``ccache g++``."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    for command in [chosen] if chosen else [["c++"], ["g++"], ["clang++"]]:
+        path = shutil.which(command[0])
         if path is not None:
-            return path
-    wanted = f"$CXX ({chosen})" if chosen else "c++, g++ or clang++"
+            return [path, *command[1:]]
+    wanted = f"$CXX ({chosen[0]})" if chosen else "c++, g++ or clang++"
     raise KernelBuildError(f"no C++ compiler: {wanted} is not on the path")
 
 
@@ -85,7 +93,6 @@ def _openmp_runtime() -> list[str]:
     ``--as-needed`` then drops the other. Where torch uses none, or another kind, the system's is
     what remains.
     """
-    assert torch.get_num_threads() > 0
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
@@ -102,12 +109,16 @@ def _cache_directory() -> Path:
     return Path(base) / "ridgeline" / "kernels"
 
 
-def _key(source: Path, compiler: str, command: list[str]) -> str:
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=False, timeout=_COMPILE_TIMEOUT_S
-    ).stdout
+def _key(source: Path, compiler: list[str], options: list[str]) -> str:
+    try:
+        version = subprocess.run(
+            [*compiler, "--version"], capture_output=True, check=False, timeout=_COMPILE_TIMEOUT_S
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelBuildError(f"{compiler[0]} does not run: {error}") from None
+    command = "\0".join([*compiler, *options])
     # -march=native means another machine's code where the home directory is shared.
-    parts = [source.read_bytes(), "\0".join(command).encode(), version, _cpu_features().encode()]
+    parts = [source.read_bytes(), command.encode(), version, _cpu_features().encode()]
     return hashlib.sha256(b"\0\0".join(parts)).hexdigest()[:24]
 
 
@@ -121,20 +132,23 @@ def _cpu_features() -> str:
     return "\n".join([platform.machine(), platform.processor(), *sorted(features)])
 
 
-def _compile(command: list[str], source: Path, library: Path) -> None:
+def _compile(compiler: list[str], options: list[str], source: Path, library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             built = Path(scratch) / library.name
             # The source before the libraries: the linker takes what is needed so far.
-            sources = [command[0], str(source), *command[1:], "-o", str(built)]
+            command = [*compiler, str(source), *options, "-o", str(built)]
             result = subprocess.run(
-                sources, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_S
+                command, capture_output=True, text=True, check=False, timeout=_COMPILE_TIMEOUT_S
             )
             if result.returncode != 0:
                 lines = (result.stderr or "no message").strip().splitlines()
                 message = next((line for line in lines if "error" in line), lines[0])
-                raise KernelBuildError(f"{command[0]} cannot compile {source.name}: {message}")
+                raise KernelBuildError(f"{compiler[0]} cannot compile {source.name}: {message}")
+            # What follows the last section of a library is nobody's: a good place for its digest.
+            with built.open("ab") as file:
+                file.write(hashlib.sha256(built.read_bytes()).digest())
             built.replace(library)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelBuildError(f"{source.name} cannot be compiled: {error}") from None

@@ -52,7 +52,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_len: int) -> Tensor
     """Radians per token of each pair of dimensions: float32 [head_dim / 2].
 
     The formulas are those of ``transformers.modeling_rope_utils`` (5.23), which every checkpoint
-    of these families is trained or tuned against.
+    of these families is trained or tuned against, in the same order of operations: a difference
+    in the last place of a frequency grows with the position.
     """
     match rope.type:
         case RopeType.DEFAULT:
@@ -85,7 +86,7 @@ def _llama3_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     plain = _plain_frequencies(rope.theta, head_dim)
     # How often a pair of dimensions turns within the trained length decides how it is stretched:
     # seldom turns fully, often turns not at all, and between them a linear mixture.
-    turns = rope.original_max_len * plain / (2 * math.pi)
+    turns = rope.original_max_len / (2 * math.pi / plain)
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     keep = keep.clamp(0, 1)
     return (1 - keep) * plain / rope.factor + keep * plain
@@ -93,7 +94,6 @@ def _llama3_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """NTK by parts, section 3.2 of "YaRN" (arXiv 2309.00071)."""
-    plain = _plain_frequencies(rope.theta, head_dim)
 
     def dimension_of(turns: float) -> float:
         """The (fractional) pair of dimensions that turns so often in the original length."""
@@ -106,6 +106,7 @@ def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
         high += 0.001  # as transformers does, so that the ramp has a slope
-    stretch = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
-    stretch = stretch.clamp(0, 1)
-    return plain / rope.factor * stretch + plain * (1 - stretch)
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
+    keep = 1 - ramp.clamp(0, 1)
+    periods = torch.pow(rope.theta, torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    return 1.0 / (rope.factor * periods) * (1 - keep) + 1.0 / periods * keep

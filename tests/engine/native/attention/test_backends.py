@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.native.attention.backend import (
+    AttentionBackend,
+    AttentionBatch,
+    LayerCache,
+    allocate_cache,
+)
+from engine.native.attention.native_backend import NativeAttention
+from engine.native.attention.select import select_attention_backend
+from engine.native.attention.torch_backend import TorchAttention
+from engine.native.kernels import build
+
+QKV: TypeAlias = tuple[list[Tensor], list[Tensor], list[Tensor]]
+"""Queries, keys and values of each sequence: [length, heads, head_dim]."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Ragged sequences, before they are paged."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    window: int | None
+    lengths: tuple[int, ...]
+    """Tokens of each sequence."""
+    num_new: tuple[int, ...]
+    """How many of them, at the end, are this step's."""
+
+    def tensors(self) -> QKV:
+        generator = torch.Generator().manual_seed(sum(self.lengths) + self.head_dim)
+
+        def random(heads: int) -> list[Tensor]:
+            return [torch.randn(n, heads, self.head_dim, generator=generator) for n in self.lengths]
+
+        return random(self.num_heads), random(self.num_kv_heads), random(self.num_kv_heads)
+
+
+problems = st.builds(
+    lambda group, num_kv_heads, head_dim, block_size, window, sequences: Problem(
+        group * num_kv_heads,
+        num_kv_heads,
+        head_dim,
+        block_size,
+        window,
+        tuple(max(length, new) for length, new in sequences),
+        tuple(min(length, new) for length, new in sequences),
+    ),
+    st.sampled_from([1, 2, 3, 7]),
+    st.integers(1, 3),
+    st.sampled_from([2, 8, 20, 64, 80, 128]),
+    st.sampled_from([1, 4, 16, 32]),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=4),
+)
+
+
+def dense(problem: Problem) -> Tensor:
+    """The definition: softmax of all scores with a mask, in double precision."""
+    outputs = []
+    for query, key, value, num_new in zip(*problem.tensors(), problem.num_new, strict=True):
+        group = problem.num_heads // problem.num_kv_heads
+        keys = key.double().repeat_interleave(group, dim=1)
+        values = value.double().repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", query.double(), keys) / math.sqrt(problem.head_dim)
+        distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
+        seen = distance >= 0
+        if problem.window is not None:
+            seen &= distance < problem.window
+        weights = scores.masked_fill(~seen, -math.inf).softmax(dim=-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, values)[-num_new:])
+    return torch.cat(outputs).flatten(1)
+
+
+def paged(
+    backend: AttentionBackend, problem: Problem, tensors: QKV | None = None, seed: int = 0
+) -> Tensor:
+    """One call over a cache whose blocks lie in random order among garbage."""
+    queries, keys, values = tensors or problem.tensors()
+    size = problem.block_size
+    num_blocks = [-(-length // size) for length in problem.lengths]
+    shape = (sum(num_blocks) + 3, problem.num_kv_heads, size, problem.head_dim)
+    cache = LayerCache(torch.full(shape, torch.nan), torch.full(shape, torch.nan))
+    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(seed)).int()
+    tables = torch.zeros(len(queries), max(num_blocks), dtype=torch.int32)
+    slots, first = [], 0
+    for i, (length, num_new) in enumerate(zip(problem.lengths, problem.num_new, strict=True)):
+        tables[i, : num_blocks[i]] = order[first : first + num_blocks[i]]
+        first += num_blocks[i]
+        positions = torch.arange(length)
+        blocks, offsets = tables[i, positions // size].long(), positions % size
+        for source, target in ((keys[i], cache.keys), (values[i], cache.values)):
+            old = slice(0, length - num_new)
+            target[blocks[old], :, offsets[old]] = source[old]
+        slots.append((blocks * size + offsets)[length - num_new :])
+    starts = torch.tensor([0, *torch.tensor(problem.num_new).cumsum(0).tolist()])
+    batch = AttentionBatch(
+        query_start_loc=starts.int(),
+        context_lens=torch.tensor(problem.lengths, dtype=torch.int32),
+        block_tables=tables,
+        slot_mapping=torch.cat(slots),
+    )
+    new = [
+        torch.cat([x[-n:] for x, n in zip(whole, problem.num_new, strict=True)])
+        for whole in (queries, keys, values)
+    ]
+    backend.prepare(batch)
+    return backend.forward(new[0], new[1], new[2], cache, problem.window)
+
+
+@settings(max_examples=120, deadline=None)
+@given(problems)
+def test_both_backends_compute_attention(problem: Problem) -> None:
+    expected = dense(problem)
+    for backend in (NativeAttention(), TorchAttention()):
+        actual = paged(backend, problem)
+        torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 40])
+def test_long_contexts_take_several_tiles(head_dim: int) -> None:
+    problem = Problem(4, 2, head_dim, 16, None, (700, 33, 516), (1, 33, 150))
+    expected = dense(problem)
+    for backend in (NativeAttention(), TorchAttention()):
+        torch.testing.assert_close(paged(backend, problem).double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems, st.integers(0, 1000))
+def test_native_rows_keep_their_bits_in_any_company(problem: Problem, seed: int) -> None:
+    backend = NativeAttention()
+    tensors = problem.tensors()
+    together = paged(backend, problem)
+    first = 0
+    for i, (length, num_new) in enumerate(zip(problem.lengths, problem.num_new, strict=True)):
+        rows = together[first : first + num_new]
+        first += num_new
+        # Alone among other blocks, and in two chunks whose border wanders.
+        border = seed % num_new
+        for start, end in ((0, num_new), (0, border), (border, num_new)):
+            if start == end:
+                continue
+            known = length - num_new + end
+            alone = replace(problem, lengths=(known,), num_new=(end - start,))
+            query, key, value = ([whole[i][:known]] for whole in tensors)
+            assert torch.equal(paged(backend, alone, (query, key, value), seed), rows[start:end])
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    problem = Problem(8, 2, 64, 16, None, (300, 200), (100, 1))
+    num_threads = torch.get_num_threads()
+    try:
+        outputs = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs.append(paged(NativeAttention(), problem))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("backend_class", [NativeAttention, TorchAttention])
+def test_what_is_not_a_number_stays_in_its_sequence(
+    backend_class: type[NativeAttention | TorchAttention],
+) -> None:
+    problem = Problem(2, 1, 16, 4, None, (9, 9), (3, 3))
+    queries, keys, values = problem.tensors()
+    keys[0][4, 0, 3] = torch.nan
+    output = paged(backend_class(), problem, (queries, keys, values))
+    assert output[:3].isnan().all()
+    assert output[3:].isfinite().all()
+
+
+def test_native_reads_tokens_that_lie_apart() -> None:
+    problem = Problem(4, 2, 16, 4, None, (6,), (6,))
+    queries, keys, values = problem.tensors()
+    side_by_side = torch.cat((queries[0], keys[0], values[0]), dim=1)
+    batch = AttentionBatch(
+        query_start_loc=torch.tensor([0, 6], dtype=torch.int32),
+        context_lens=torch.tensor([6], dtype=torch.int32),
+        block_tables=torch.tensor([[1, 0]], dtype=torch.int32),
+        slot_mapping=torch.tensor([4, 5, 6, 7, 0, 1]),
+    )
+    cache = LayerCache(torch.full((2, 2, 4, 16), torch.nan), torch.full((2, 2, 4, 16), torch.nan))
+    backend = NativeAttention()
+    backend.prepare(batch)
+    output = backend.forward(
+        side_by_side[:, :4], side_by_side[:, 4:6], side_by_side[:, 6:], cache, None
+    )
+    torch.testing.assert_close(output.double(), dense(problem), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_backend_serves_half_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(5, 2, 8, generator=generator).to(dtype) for _ in range(3))
+    cache = allocate_cache(1, 2, 2, 4, 8, dtype)[0]
+    batch = AttentionBatch(
+        query_start_loc=torch.tensor([0, 5], dtype=torch.int32),
+        context_lens=torch.tensor([5], dtype=torch.int32),
+        block_tables=torch.tensor([[1, 0]], dtype=torch.int32),
+        slot_mapping=torch.tensor([4, 5, 6, 7, 0]),
+    )
+    backend = TorchAttention()
+    backend.prepare(batch)
+    output = backend.forward(query, key, value, cache, None)
+    assert output.dtype is dtype
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.float().transpose(0, 1) for x in (query, key, value)), is_causal=True
+    )
+    torch.testing.assert_close(
+        output.float(), expected.transpose(0, 1).flatten(1), atol=1e-2, rtol=1e-2
+    )
+
+
+def test_an_untouched_cache_takes_no_memory() -> None:
+    def resident_bytes() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    before = resident_bytes()
+    caches = allocate_cache(4, 4096, 8, 16, 128, torch.float32)
+    assert sum(c.keys.nbytes + c.values.nbytes for c in caches) == 4 * 2 * 2**28
+    assert resident_bytes() - before < 2**26
+    assert (caches[3].values[-1] == 0).all()
+
+
+def test_selection_by_name_and_by_what_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    float32 = torch.float32
+    assert select_attention_backend("auto", float32).name == "native"
+    assert select_attention_backend("native", float32).name == "native"
+    assert select_attention_backend("torch", float32).name == "torch"
+    assert select_attention_backend("auto", torch.bfloat16).name == "torch"
+    with pytest.raises(ValueError, match=r"'flash' is unknown \(known: auto, native, torch\)"):
+        select_attention_backend("flash", float32)
+    with pytest.raises(ValueError, match="needs dtype float32"):
+        select_attention_backend("native", torch.bfloat16)
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.KernelBuildError, match="no-such-compiler"):
+        select_attention_backend("native", float32)
+    caplog.clear()
+    assert select_attention_backend("auto", float32).name == "torch"
+    assert len(caplog.records) == 1
