@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ SUPPORTED_ARCHITECTURES = (
     "Qwen3ForCausalLM",
 )
 _DEFAULT_ROPE_THETA = 10_000.0
-_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _MISSING = object()
 _N = TypeVar("_N", int, float)
 
@@ -88,8 +87,6 @@ class ModelSpec:
     eos_token_ids: tuple[int, ...]
     dtype: str
     """Type that the checkpoint says its weights are stored in."""
-    default_sampling: dict[str, float] = field(default_factory=dict, hash=False)
-    """Sampling parameters that ``generation_config.json`` recommends, by API name."""
 
     @classmethod
     def from_directory(cls, path: str | Path) -> ModelSpec:
@@ -153,7 +150,6 @@ class ModelSpec:
             sliding_window=_sliding_window(config, architecture, num_layers),
             eos_token_ids=_eos_token_ids(generation) or _eos_token_ids(config),
             dtype=_dtype(config),
-            default_sampling=_default_sampling(generation),
         )
 
     @property
@@ -401,11 +397,3 @@ def _eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
 def _dtype(config: Mapping[str, Any]) -> str:
     value = config.get("dtype") or config.get("torch_dtype") or "float32"
     return str(value).removeprefix("torch.")
-
-
-def _default_sampling(generation: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: generation[name]
-        for name in _SAMPLING_FIELDS
-        if isinstance(generation.get(name), int | float) and not isinstance(generation[name], bool)
-    }

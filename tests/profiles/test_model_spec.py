@@ -162,14 +162,12 @@ def test_yarn_attention_factor() -> None:
     assert rope_of(**yarn, truncate=False).truncate is False
 
 
-def test_generation_config_wins_and_recommends_sampling(tmp_path: Path) -> None:
+def test_the_end_of_sequence_of_generation_config_wins(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": 7}))
     assert ModelSpec.from_directory(tmp_path).eos_token_ids == (7,)
-    generation = {"eos_token_id": [8, 9], "temperature": 0.6, "top_k": 20, "do_sample": True}
+    generation = {"eos_token_id": [8, 9]}
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    spec = ModelSpec.from_directory(tmp_path)
-    assert spec.eos_token_ids == (8, 9)
-    assert spec.default_sampling == {"temperature": 0.6, "top_k": 20}
+    assert ModelSpec.from_directory(tmp_path).eos_token_ids == (8, 9)
 
 
 @pytest.mark.parametrize(
