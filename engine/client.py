@@ -23,6 +23,7 @@ from engine.config import EngineConfig
 from engine.messages import (
     AbortRequest,
     AddRequest,
+    EngineLog,
     EngineReady,
     FromEngine,
     Launch,
@@ -46,7 +47,7 @@ from engine.protocol import (
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
-logger = logging.getLogger("ridgeline.engine")
+logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
@@ -263,6 +264,8 @@ class EngineClient:
                     stream.put_nowait(output)
         elif isinstance(message, RequestRefused):
             self._fail(message.request_id, InvalidRequestError(message.message))
+        elif isinstance(message, EngineLog):
+            logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, EngineReady):
             logger.info(
                 "engine ready in %.1f s, %s attention",

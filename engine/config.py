@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.config import SchedulerConfig
@@ -23,5 +23,5 @@ class EngineConfig:
     """Compute threads; 0 takes one for each core this process may use."""
     attention_backend: str = "auto"
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
-    show_progress: bool = field(default=False)
-    """Draw a progress bar while weights load."""
+    show_progress: bool = True
+    """Draw a progress bar while weights load, where standard error is a terminal."""

@@ -53,6 +53,14 @@ class RequestRefused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class EngineLog(msgspec.Struct, frozen=True, tag=True):
+    """A line for the server's log, which writes it in its own format."""
+
+    logger: str
+    level: int
+    text: str
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """What a step produced, and the figures after it; sent at intervals while idle too."""
 
@@ -61,7 +69,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = AddRequest | AbortRequest | Shutdown
-FromEngine = EngineReady | StartFailed | RequestRefused | Progress
+FromEngine = EngineReady | StartFailed | RequestRefused | EngineLog | Progress
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -19,6 +19,7 @@ import zmq
 
 from engine.loop import EngineLoop
 from engine.messages import (
+    EngineLog,
     EngineReady,
     FromEngine,
     Launch,
@@ -31,7 +32,7 @@ from engine.messages import (
 )
 from scheduler.scheduler import Scheduler
 
-logger = logging.getLogger("ridgeline.engine")
+logger = logging.getLogger("engine.process")
 
 _IDLE_REPORT_S = 1.0
 """Longest silence of an idle engine; also how soon it notices that its server is gone."""
@@ -43,7 +44,6 @@ def main() -> int:
     # finished then, so the server process alone decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parent = os.getppid()
     launch = decode_launch(sys.stdin.buffer.read())
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
@@ -56,6 +56,8 @@ def main() -> int:
     def send(message: FromEngine) -> None:
         socket.send(encode(message))
 
+    logging.basicConfig(level=logging.INFO, handlers=[_ForwardToServer(send)])
+    logging.getLogger("engine").setLevel(logging.DEBUG)  # the server decides what is shown
     try:
         loop = _start(launch, send)
     except Exception as error:
@@ -76,6 +78,15 @@ def main() -> int:
             loop.report()
     socket.close()
     return 0
+
+
+class _ForwardToServer(logging.Handler):
+    def __init__(self, send: Callable[[FromEngine], None]) -> None:
+        super().__init__()
+        self._send_message = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send_message(EngineLog(record.name, record.levelno, self.format(record)))
 
 
 def _start(launch: Launch, send: Callable[[FromEngine], None]) -> EngineLoop:

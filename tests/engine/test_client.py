@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -151,7 +152,10 @@ async def test_draining_ends_what_takes_too_long(client: EngineClient) -> None:
         await task
 
 
-async def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, model_dir: Path) -> None:
+async def test_what_cannot_be_loaded_is_one_line(
+    tmp_path: Path, model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     for file in model_dir.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
     client = EngineClient(EngineConfig(tmp_path, LIMITS))
@@ -160,4 +164,5 @@ async def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, model_dir: Path
     assert "\n" not in str(refusal.value)
     assert "safetensors" in str(refusal.value)
     assert client.health().state is EngineState.FAILED
+    assert "Traceback" in caplog.text  # what the engine process logs comes here
     await client.close()
