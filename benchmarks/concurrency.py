@@ -62,15 +62,16 @@ def running_server(model: str, flags: list[str]) -> Iterator[str]:
 async def measure(
     base_url: str, concurrency: int, prompt_tokens: int, output_tokens: int, repeats: int
 ) -> Summary:
+    """Each repeat is two requests for every place, so that prompts meet running requests."""
+    await run_closed_loop(base_url, Workload(prompt_tokens, 2, 1, seed=-1), 1)  # warms up
     runs: list[Run] = []
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats):
         workload = Workload(prompt_tokens, output_tokens, 2 * concurrency, seed=repeat)
         runs.append(await run_closed_loop(base_url, workload, concurrency))
-    measured = runs[1:]  # the first one warms up
     return summarize(
         Run(
-            [record for run in measured for record in run.records],
-            sum(run.duration_s for run in measured),
+            [record for run in runs for record in run.records],
+            sum(run.duration_s for run in runs),
         )
     )
 

@@ -68,6 +68,8 @@ async def _request(
         "stream": True,
         # The usage of each chunk counts its tokens: one may carry several, or no text at all.
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        # Tokens without a text (of a random model, say) are sent at once only when asked for.
+        "return_token_ids": True,
     }
     token_times: list[float] = []
     try:
