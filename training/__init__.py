@@ -1,0 +1,1 @@
+"""How the bundled chat model is made: conversations, tokenizer, training, evaluation."""
