@@ -9,13 +9,15 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from training.conversations import training_conversation
 from training.model import ModelConfig, Qwen3ForTraining, save_config, save_weights
@@ -87,98 +89,126 @@ def micro_batches(examples: list[Example], pad_id: int) -> list[tuple[Tensor, Te
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The processes that share each step; every one holds the whole model."""
+
+    rank: int
+    count: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def owner(self, index: int) -> int:
+        """The worker that updates the parameter of this index."""
+        return index % self.count
+
+
 def make_optimizers(
-    model: Qwen3ForTraining, recipe: Recipe, workers: int
+    matrices: Sequence[Tensor], others: Sequence[Tensor], recipe: Recipe, workers: Workers
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, one per worker; AdamW for embeddings and norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
-    inside = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in inside]
-    muons = [
-        torch.optim.Muon(
-            matrices[i::workers],
-            lr=recipe.matrix_lr,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        for i in range(workers)
-    ]
+    """Muon for this worker's matrices inside the layers; AdamW for embeddings and norms."""
+    own = [p for i, p in enumerate(matrices) if workers.owner(i) == workers.rank]
+    muon = torch.optim.Muon(
+        own,
+        lr=recipe.matrix_lr,
+        weight_decay=recipe.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
     adamw = torch.optim.AdamW(others, lr=recipe.vector_lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return [*muons, adamw]
+    return [muon, adamw]
 
 
-def accumulate_gradients(
+def compute_gradients(
     model: Qwen3ForTraining,
     batches: list[tuple[Tensor, Tensor]],
-    pool: ThreadPoolExecutor,
+    workers: Workers,
     *,
     bf16: bool,
 ) -> tuple[float, int]:
     """Leave the gradients of the mean loss in the parameters; returns the loss and its tokens.
 
-    Each micro-batch is computed by one thread of the pool, and the sums are taken in the order of
-    the micro-batches: that is faster than threads inside each operation at these sizes, does not
-    suffer from a busy machine, and gives the same sums on every run.
+    Each worker computes every so manieth micro-batch on one thread, then all are added up: at
+    these sizes that is faster than threads inside each operation, and does not suffer from a busy
+    machine. Sums are taken in a fixed order, so that a run can be repeated.
     """
     learned = sum(int((targets != -100).sum()) for _, targets in batches)
     parameters = list(model.parameters())
-
-    def work(batch: tuple[Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+    sums = torch.zeros(1 + sum(p.numel() for p in parameters))
+    for batch in batches[workers.rank :: workers.count]:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             loss = model(*batch) / learned
-        return float(loss.detach()), torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters)
+        sums[0] += loss.detach()
+        sums[1:] += torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(sums)
+    parts = torch.split(sums[1:], [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    return float(sums[0]), learned
 
-    total = 0.0
-    for loss, gradients in pool.map(work, batches):
-        total += loss
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
-    return total, learned
+
+def update(
+    optimizers: list[torch.optim.Optimizer], matrices: Sequence[Tensor], workers: Workers
+) -> None:
+    """One optimizer step; each matrix then comes from the worker that updated it."""
+    for optimizer in optimizers:
+        optimizer.step()
+    handles = [
+        distributed.broadcast(matrix.data, workers.owner(i), async_op=True)
+        for i, matrix in enumerate(matrices)
+    ]
+    for handle in handles:
+        if handle is not None:
+            handle.wait()
 
 
 def train(
     recipe: Recipe,
     encoder: Encoder,
     config: ModelConfig,
+    workers: Workers,
     *,
     bf16: bool,
-    threads: int,
+    compiled: bool,
     scratch: Path,
     minutes: float,
 ) -> Qwen3ForTraining:
-    """Run the recipe; a checkpoint is left in `scratch` every `minutes`."""
+    """Run the recipe; the first worker leaves a checkpoint in `scratch` every `minutes`."""
     torch.manual_seed(recipe.seed)
     model = Qwen3ForTraining(config)
-    optimizers = make_optimizers(model, recipe, threads)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    base_lrs = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    inside = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    optimizers = make_optimizers(matrices, others, recipe, workers)
+    if compiled:
+        model.compile_layers()
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    base_lrs = [group["lr"] for group in groups]
     rng = random.Random(f"train:{recipe.seed}")
     started = saved = time.monotonic()
     seen = learned_total = 0
     for step in range(recipe.steps):
         factor = recipe.lr_factor(step)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, base in zip(groups, base_lrs, strict=True):
             group["lr"] = base * factor
+        # Every worker draws the same examples and takes its share of the micro-batches.
         examples = draw_examples(rng, encoder, recipe.conversations_per_step)
         batches = micro_batches(examples, encoder.pad_id)
-        loss, learned = accumulate_gradients(model, batches, pool, bf16=bf16)
+        loss, learned = compute_gradients(model, batches, workers, bf16=bf16)
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-        list(pool.map(lambda optimizer: optimizer.step(), optimizers))
-        model.zero_grad()
+        update(optimizers, matrices, workers)
         seen += sum(len(ids) for ids, _ in examples)
         learned_total += learned
-        if step % 25 == 0 or step + 1 == recipe.steps:
+        if workers.is_first and (step % 25 == 0 or step + 1 == recipe.steps):
             spent = time.monotonic() - started
             print(
                 f"step {step:5d}  loss {loss:.4f}  lr {factor:.3f}  tokens {seen:,} "
                 f"(learned {learned_total:,})  {seen / spent:,.0f} tokens/s  {spent / 60:.1f} min",
                 flush=True,
             )
-        if time.monotonic() - saved > 60 * minutes:
+        if workers.is_first and time.monotonic() - saved > 60 * minutes:
             saved = time.monotonic()
             write_model(model, encoder, scratch)
     return model
@@ -233,29 +263,51 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
+    parser.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="auto: with a C++ compiler"
+    )
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str]) -> None:
-    """Tokenizer, training, result."""
-    options = parse(arguments)
+def run_worker(rank: int, options: argparse.Namespace, rendezvous: str) -> None:
+    """One of the processes: tokenizer, training, and from the first one the result."""
     torch.set_num_threads(1)
+    workers = Workers(rank, options.workers)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=options.workers
+    )
     bf16 = options.dtype == "bf16" or (options.dtype == "auto" and has_fast_bf16())
+    compiled = options.compile == "on" or (
+        options.compile == "auto" and shutil.which("g++") is not None
+    )
     recipe, config = Recipe(seed=options.seed, steps=options.steps), ModelConfig()
     encoder = make_encoder(recipe.seed, config.vocab_size)
-    print(json.dumps({"recipe": asdict(recipe), "model": asdict(config), "bf16": bf16}), flush=True)
+    if workers.is_first:
+        facts = {"recipe": asdict(recipe), "model": asdict(config), "bf16": bf16}
+        print(json.dumps(facts | {"compiled": compiled}), flush=True)
     model = train(
         recipe,
         encoder,
         config,
+        workers,
         bf16=bf16,
-        threads=options.threads,
+        compiled=compiled,
         scratch=options.scratch / "checkpoint",
         minutes=options.checkpoint_minutes,
     )
-    write_model(model, encoder, options.output)
+    if workers.is_first:
+        write_model(model, encoder, options.output)
+    distributed.destroy_process_group()
+
+
+def main(arguments: list[str]) -> None:
+    """Start the workers and wait for them."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        rendezvous = f"{directory}/rendezvous"
+        spawn(run_worker, (options, rendezvous), nprocs=options.workers)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
