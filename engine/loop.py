@@ -45,6 +45,7 @@ class EngineLoop:
         self._send = send
         self._num_steps = 0
         self._step_seconds = 0.0
+        self._checked_at_step = 0
 
     @property
     def has_work(self) -> bool:
@@ -76,8 +77,16 @@ class EngineLoop:
         )
         self._send(Progress(outputs=tuple(outputs), stats=stats))
 
-    def check_integrity(self) -> None:
-        self._scheduler.check_integrity()
+    def idle(self) -> None:
+        """To be called when there has been nothing to do for a while: takes stock.
+
+        Raises:
+            AssertionError: the scheduler's books are wrong, a block is lost, say.
+        """
+        if self._num_steps != self._checked_at_step:
+            self._checked_at_step = self._num_steps
+            self._scheduler.check_integrity()
+        self.report()
 
     def _add(self, request: Request) -> None:
         try:

@@ -73,9 +73,8 @@ def main() -> int:
         loop.handle(messages)
         if loop.has_work:
             loop.step()
-        else:
-            loop.check_integrity()
-            loop.report()
+        elif not messages:
+            loop.idle()
     socket.close()
     return 0
 
@@ -106,6 +105,7 @@ def _start(launch: Launch, send: Callable[[FromEngine], None]) -> EngineLoop:
             attention_backend=runner.attention_backend,
         )
     )
+    loop.report()
     return loop
 
 

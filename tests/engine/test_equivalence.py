@@ -59,7 +59,7 @@ class InProcessEngine:
             if self.loop.has_work:
                 self.loop.step()
             num_steps += 1
-        self.loop.check_integrity()
+        self.loop.idle()
         return {f"{name}#{index}": tokens for (name, index), tokens in self.outputs.items()}
 
     def stats(self) -> SchedulerStats:
