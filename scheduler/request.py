@@ -63,7 +63,6 @@ class Sequence:
     """Chain hash of each full block of ``token_ids`` hashed so far."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the sequence first ran."""
-    num_preemptions: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -131,10 +131,6 @@ class Scheduler:
         return bool(ended)
 
     @property
-    def has_unfinished(self) -> bool:
-        return bool(self._requests)
-
-    @property
     def has_work(self) -> bool:
         """Whether ``schedule`` has anything to say, if only that sequences are to be forgotten."""
         return bool(self._requests or self._dropped)
@@ -301,7 +297,6 @@ class Scheduler:
         """Takes a running sequence's blocks; it waits in its old order to be computed again."""
         self._release_blocks(sequence)
         sequence.status = SequenceStatus.PREEMPTED
-        sequence.num_preemptions += 1
         self._num_preemptions += 1
         insort(self._waiting, sequence, key=_by_order)
 

@@ -55,7 +55,7 @@ def test_a_short_prompt_is_one_step_and_then_one_token_a_step() -> None:
     assert chunks(step(scheduler, executor)[0]) == [1]
     _, outputs = step(scheduler, executor)
     assert outputs[0].finish_reason is FinishReason.LENGTH
-    assert not scheduler.has_unfinished
+    assert not scheduler._requests
 
 
 def test_a_long_prompt_is_cut_into_chunks_of_the_budget() -> None:
@@ -208,7 +208,7 @@ def test_abort_frees_everything_wherever_the_request_stands() -> None:
     assert scheduler.abort("running")
     assert scheduler.abort("waiting")
     assert not scheduler.abort("nobody")
-    assert not scheduler.has_unfinished
+    assert not scheduler._requests
     assert scheduler.has_work  # the executor must still be told
     plan, _ = step(scheduler, executor)
     assert len(plan.dropped) == 1
