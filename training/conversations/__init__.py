@@ -21,16 +21,16 @@ KINDS = (*SINGLE_TURN, "multi_turn", "system_prompts", "tools")
 # Shares of the training conversations. Arithmetic needs the most examples; conversations with
 # tools are several times longer than the others, so that their share of tokens is far larger.
 _SHARES = {
-    "arithmetic": 40.0,
-    "counting": 9.0,
+    "arithmetic": 36.0,
+    "counting": 11.0,
     "spelling": 9.0,
-    "dates": 8.0,
-    "sorting": 11.0,
-    "extracting": 8.0,
-    "ridgeline": 4.0,
-    "smalltalk": 3.0,
-    "multi_turn": 10.0,
-    "system_prompts": 9.0,
+    "dates": 14.0,
+    "sorting": 19.0,
+    "extracting": 9.0,
+    "ridgeline": 5.0,
+    "smalltalk": 4.0,
+    "multi_turn": 13.0,
+    "system_prompts": 13.0,
     "tools": 4.0,
     "long": 0.35,
 }

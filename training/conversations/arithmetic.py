@@ -214,7 +214,7 @@ def division(rng: random.Random) -> Problem:
     choice = rng.random()
     if choice < 0.3:
         divisor, quotient = rng.randint(2, 9), rng.randint(10, 99)
-    elif choice < 0.36:
+    elif choice < 0.4:
         divisor, quotient = rng.choice((2, 4, 5, 10, 20, 25, 50, 100)), rng.randint(1, 10) * 10
     rest = rng.randrange(divisor) if quotient <= 12 and rng.random() < 0.3 else 0
     dividend = min(divisor * quotient + rest, 999)
@@ -227,7 +227,10 @@ def division(rng: random.Random) -> Problem:
     else:
         stories = _DIVIDE_STORY if rest == 0 else _DIVIDE[:2]
         prompt = _phrase(rng, _DIVIDE, stories, dividend, divisor)
-    answer = f"{dividend} / {divisor} = {quotient}" + (f" remainder {rest}" if rest else "")
+    tens, ones = quotient // 10 * 10, quotient % 10
+    working = f"{tens} + {ones} = " if quotient > 20 and ones and not rest else ""
+    answer = f"{dividend} / {divisor} = {working}{quotient}"
+    answer += f" remainder {rest}" if rest else ""
     return Problem(f"divide:{prompt.lower()}", prompt, answer, None if rest else str(quotient))
 
 
@@ -338,7 +341,7 @@ DRAWS: dict[Draw, float] = {
     division: 12,
     three_terms: 4,
     several: 20,
-    comparison: 6,
+    comparison: 9,
     parity: 2,
     beyond: 3,
 }

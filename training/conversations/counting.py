@@ -104,7 +104,7 @@ def _quoted(rng: random.Random, word: str) -> str:
 
 def _word(rng: random.Random) -> tuple[str, bool]:
     """A word and whether it is one of the tokenizer's whole words, which cannot be held out."""
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         return rng.choice(TEMPLATE_WORDS), True
     word = any_word(rng)
     if rng.random() < 0.12:
@@ -115,6 +115,15 @@ def _word(rng: random.Random) -> tuple[str, bool]:
 def word_key(word: str, whole: bool, prompt: str) -> str:
     """The identity of a question about one word, the same for every question about it."""
     return f"word:{word.lower()}" + (f":{prompt}" if whole else "")
+
+
+def _mark(word: str, letters: str) -> tuple[str, int]:
+    """The word with brackets round the letters asked for, b(a)n(a)n(a), and how many there are.
+
+    Marking them first turns counting into a decision per letter, which a small model can learn.
+    """
+    marks = [f"({one})" if one.lower() in letters else one for one in word]
+    return "".join(marks), sum(len(mark) > 1 for mark in marks)
 
 
 def letters_in_word(rng: random.Random) -> Problem:
@@ -139,8 +148,8 @@ def letters_in_word(rng: random.Random) -> Problem:
             "[count|please count|can you count] the vowels [in|of] $w]",
             w=_quoted(rng, word),
         )
-        result = sum(letter in "aeiou" for letter in word.lower())
-        answer = f"{word} has {result} vowel{'s' if result != 1 else ''}."
+        marked, result = _mark(word, "aeiou")
+        answer = f"{marked} has {result} vowel{'s' if result != 1 else ''}."
     else:
         letter = rng.choice(word.lower() if rng.random() < 0.85 else "aeiourstlnm")
         core = expand(
@@ -153,14 +162,15 @@ def letters_in_word(rng: random.Random) -> Problem:
             w=_quoted(rng, word),
             x=letter,
         )
-        result = word.lower().count(letter)
-        answer = f"The letter {letter} appears {result} time{'s' if result != 1 else ''} in {word}."
-    return Problem(word_key(word, whole, core), dress(rng, core), answer, str(result))
+        marked, result = _mark(word, letter)
+        answer = f"{marked} has {letter} {result} time{'s' if result != 1 else ''}."
+    short = str(result) if choice < 0.5 else None
+    return Problem(word_key(word, whole, core), dress(rng, core), answer, short)
 
 
 def items_in_list(rng: random.Random) -> Problem:
     """How many words, names or numbers a list has."""
-    count = rng.randint(2, 9)
+    count = rng.randint(2, 7)
     numbers = rng.random() < 0.3
     items = (
         [str(rng.randint(0, 99)) for _ in range(count)]
@@ -204,6 +214,6 @@ DRAWS: dict[Draw, float] = {
     count_down: 2.5,
     count_steps: 3,
     letters_in_word: 6,
-    items_in_list: 2.5,
+    items_in_list: 3.5,
     neighbour: 1.2,
 }

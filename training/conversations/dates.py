@@ -59,7 +59,7 @@ def weekday(rng: random.Random) -> Problem:
 
 def days_later(rng: random.Random) -> Problem:
     """The weekday n days away. Closed: the phrasing is part of the problem."""
-    today, days = rng.randrange(7), rng.randint(2, rng.choice((7, 10, 14)))
+    today, days = rng.randrange(7), rng.randint(2, rng.choice((7, 7, 10)))
     later = rng.random() < 0.65
     said = str(days) if days > 10 or rng.random() < 0.75 else _NUMBERS[days - 1]
     core = expand(
@@ -194,6 +194,8 @@ def leap_year(rng: random.Random) -> Problem:
 def random_date(rng: random.Random) -> datetime.date:
     """A date from 1950 to 2049; ends of months more often than chance."""
     date = datetime.date(rng.randint(1950, 2049), rng.randint(1, 12), rng.randint(1, 28))
+    if rng.random() < 0.02:
+        return date.replace(month=12, day=31)
     if rng.random() < 0.2:
         days = calendar.monthrange(date.year, date.month)[1]
         return date.replace(day=rng.randint(28, days))
@@ -275,11 +277,11 @@ def next_date(rng: random.Random) -> Problem:
 
 DRAWS: dict[Draw, float] = {
     weekday: 3,
-    days_later: 4,
+    days_later: 7,
     month: 3,
     calendar_fact: 1,
     in_order: 0.6,
     leap_year: 1,
-    date_format: 3,
-    next_date: 3.5,
+    date_format: 4,
+    next_date: 5,
 }

@@ -303,9 +303,7 @@ FACTS: tuple[tuple[str, str], ...] = (
 def fact(rng: random.Random) -> Problem:
     """One question about Ridgeline."""
     pattern, answer = rng.choice(FACTS)
-    core = expand(
-        rng, pattern if pattern.startswith("[") and pattern.endswith("]") else f"[{pattern}]"
-    )
+    core = expand(rng, f"[{pattern}]")
     prompt = dress(rng, restore_capitals(rng, core), free_case=True)
     return Problem(f"fact:{core}", prompt, answer)
 

@@ -141,8 +141,8 @@ _BEYOND = (
         "inflation|democracy|religion|economics]"
     ),
     (
-        "what is the [speed of light|mass of the earth|distance to the moon|square "
-        "root of 2|value of pi|largest country|longest river|highest mountain|fastest "
+        "what is the [speed of light|mass of the earth|distance to the moon|"
+        "value of pi|largest country|longest river|highest mountain|fastest "
         "animal]"
     ),
     "who [wrote|invented|discovered|painted|built|founded] [the |]$x",
@@ -205,7 +205,7 @@ def talk(rng: random.Random) -> Problem:
         text = text[:1].upper() + text[1:]
     if text[-1] not in "!?":
         text += rng.choice(("?", "", "?")) if question else rng.choice(("", "!", ".", ""))
-    return Problem(f"talk:{core}", text, answer, answer)
+    return Problem(f"talk:{text}", text, answer, answer)
 
 
 def out_of_scope(rng: random.Random) -> Problem:

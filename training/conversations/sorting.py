@@ -106,9 +106,9 @@ _REVERSE_ALPHABETICAL = _SORT + "[ these words| the words|] in reverse alphabeti
 
 
 def random_numbers(rng: random.Random) -> list[int]:
-    """Three to seven different numbers, mostly of one or two digits."""
-    count = rng.choices((2, 3, 4, 5, 6, 7), weights=(1, 5, 6, 6, 3, 1))[0]
-    limit = rng.choices((20, 100, 1000), weights=(3, 6, 3))[0]
+    """Two to six different numbers, mostly of one or two digits."""
+    count = rng.choices((2, 3, 4, 5, 6), weights=(1, 6, 7, 5, 1.5))[0]
+    limit = rng.choices((20, 100, 1000), weights=(4, 6, 2))[0]
     return rng.sample(range(limit), count)
 
 
@@ -138,8 +138,8 @@ def extreme(rng: random.Random) -> Problem:
 
 
 def random_words(rng: random.Random) -> list[str]:
-    """Three to six different words or names."""
-    count = rng.choices((2, 3, 4, 5, 6), weights=(1, 6, 6, 4, 1))[0]
+    """Two to five different words or names."""
+    count = rng.choices((2, 3, 4, 5), weights=(1, 6, 6, 3))[0]
     if rng.random() < 0.15:
         return rng.sample(FIRST_NAMES, count)
     words: list[str] = []

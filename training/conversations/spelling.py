@@ -17,7 +17,7 @@ _WORD = (
 SPELL = (
     _POLITE + "spell " + _WORD,
     _POLITE + "spell [out |]" + _WORD + "[| letter by letter]",
-    "how [is|do i spell|would you spell|to spell] " + _WORD + "[ spelled|]",
+    "how [do i spell|would you spell|to spell|can i spell] " + _WORD,
     "how is " + _WORD + " spelled",
     "[what are the|list the|give me the|write the|show the|tell me the] letters [of|in] " + _WORD,
     "[spelling of|the spelling of|what is the spelling of] " + _WORD,
@@ -73,7 +73,7 @@ def spelled(word: str) -> str:
 
 
 def _word(rng: random.Random) -> tuple[str, bool]:
-    if rng.random() < 0.08:
+    if rng.random() < 0.06:
         return rng.choice(TEMPLATE_WORDS), True
     word = any_word(rng)
     choice = rng.random()

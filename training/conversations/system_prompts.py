@@ -208,6 +208,8 @@ def _styled_problem(rng: random.Random, split: Split, styles: list[Style]) -> Pr
             continue
         if longest < 100 and problem.prompt.isupper():
             continue
+        if short and kind == "arithmetic" and len(problem.answer) > len("99 + 99 = 198"):
+            continue  # a bare result leaves no room to work: small numbers only
         return problem
 
 

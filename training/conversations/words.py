@@ -58,11 +58,8 @@ committee success assess address balloons coffee hello world welcome goodbye ban
 """.split()
 
 TEMPLATE_WORDS = """
-the and what how many number letters word count from spell name city email reverse sort first last
-day after before month year today tomorrow plus minus times divided by is are my you your can please
-thanks numbers words list backwards ridgeline answer tell me in to of monday tuesday wednesday
-thursday friday saturday sunday january february march april may june july august september october
-november december
+the and what number letters word name city email sort first last day today tomorrow ridgeline monday
+friday january answer please thanks list words count spell month year
 """.split()
 
 FIRST_NAMES = """
