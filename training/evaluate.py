@@ -23,7 +23,7 @@ from rich.table import Table
 from training.conversations import KINDS, held_out_cases
 from training.conversations.base import Message, Tool
 
-SEED = 20_000
+SEED = 30_000
 CASES_PER_KIND = 150
 LONGEST_ANSWER = 192
 

@@ -36,7 +36,7 @@ class Recipe:
     """Everything that determines the weights, apart from rounding."""
 
     seed: int = 1
-    steps: int = 2300
+    steps: int = 3600
     conversations_per_step: int = 96
     matrix_lr: float = 4e-3
     vector_lr: float = 4e-3
