@@ -12,7 +12,7 @@ See ``scheduler.policy`` for the order of sequences and the starvation bound.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
@@ -179,6 +179,64 @@ class Scheduler:
                 outputs.append(self._append_token(sequence, token_id))
         return outputs
 
+    # ------------------------------------------------------------------ many steps at once
+
+    def num_steady_steps(self) -> int:
+        """Coming steps that do nothing but give every running sequence its next token.
+
+        None of them starts, finishes or preempts a sequence, whatever is sampled (stop tokens
+        aside, of which a simulation knows nothing). 0 when the next step may be another kind.
+        """
+        if not self._running or self._prefix_to_admit() is not None:
+            return 0
+        if any(sequence.num_uncomputed_tokens != 1 for sequence in self._running):
+            return 0
+        return self._num_steps_with_blocks(min(map(self._num_tokens_left, self._running)) - 1)
+
+    def advance(self, num_steps: int, token_id: int) -> None:
+        """Does what ``num_steps`` steady steps would, as if each had sampled ``token_id``.
+
+        For hosts that know how long steps take without executing them.
+
+        Raises:
+            ValueError: more than ``num_steady_steps``.
+        """
+        if not 0 <= num_steps <= self.num_steady_steps():
+            raise ValueError(f"there are not {num_steps} steady steps ahead")
+        if num_steps == 0:
+            return
+        self._next_step_id += num_steps
+        for sequence in self._running:
+            missing = self._num_blocks_missing(sequence, num_steps)
+            if missing:
+                sequence.block_table += self._pool.allocate(missing)
+            num_computed_before = sequence.num_computed_tokens
+            sequence.token_ids.extend([token_id] * num_steps)
+            sequence.num_computed_tokens += num_steps
+            self._prefix_cache.remember_computed(sequence, num_computed_before)
+
+    def _num_steps_with_blocks(self, limit: int) -> int:
+        """The largest number of steps, at most ``limit``, that the free blocks last for."""
+
+        def fits(num_steps: int) -> bool:
+            missing = sum(self._num_blocks_missing(s, num_steps) for s in self._running)
+            return missing <= self._pool.num_available
+
+        if limit <= 0 or fits(limit):
+            return max(0, limit)
+        return bisect_left(range(1, limit), True, key=lambda num_steps: not fits(num_steps))
+
+    def _num_blocks_missing(self, sequence: Sequence, num_steps: int) -> int:
+        needed = self._num_blocks_for(sequence.num_tokens + num_steps - 1)
+        return max(0, needed - len(sequence.block_table))
+
+    def _num_tokens_left(self, sequence: Sequence) -> int:
+        """Output tokens until the sequence finishes at the latest."""
+        return min(
+            sequence.request.sampling.max_tokens - sequence.num_output_tokens,
+            self.config.max_model_len - sequence.num_tokens,
+        )
+
     # ------------------------------------------------------------------ parts of a step
 
     def _schedule_single_tokens(self) -> tuple[dict[Sequence, int], dict[Sequence, list[int]]]:
@@ -212,13 +270,9 @@ class Scheduler:
         Every other running sequence keeps one available block in reserve: without it newcomers
         would take the blocks that the running ones need next, only to be preempted for them.
         """
-        while self._waiting and len(self._running) < self.config.max_num_seqs:
+        while (prefix := self._prefix_to_admit()) is not None:
             sequence = self._waiting[0]
-            prefix = self._prefix_cache.find_prefix(sequence)
             num_new = self._num_blocks_for(sequence.num_tokens) - len(prefix)
-            num_taken = num_new + self._pool.num_idle(prefix)
-            if num_taken + len(self._running) > self._pool.num_available:
-                return
             del self._waiting[0]
             self._pool.share(prefix)
             sequence.block_table = prefix + self._pool.allocate(num_new)
@@ -230,6 +284,17 @@ class Scheduler:
             sequence.status = SequenceStatus.RUNNING
             insort(self._running, sequence, key=_by_order)
             yield sequence
+
+    def _prefix_to_admit(self) -> list[int] | None:
+        """The cached blocks of the first waiting sequence; None when it cannot start now."""
+        if not self._waiting or len(self._running) >= self.config.max_num_seqs:
+            return None
+        sequence = self._waiting[0]
+        prefix = self._prefix_cache.find_prefix(sequence)
+        num_new = self._num_blocks_for(sequence.num_tokens) - len(prefix)
+        num_taken = num_new + self._pool.num_idle(prefix)
+        fits = num_taken + len(self._running) <= self._pool.num_available
+        return prefix if fits else None
 
     def _make_plan(
         self,
