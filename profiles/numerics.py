@@ -1,0 +1,245 @@
+"""Which number formats run on which device in which engine: native, emulated or not at all.
+
+The matrix is data (``profiles/numerics.yaml``); here it is only looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from profiles.accelerator import AcceleratorProfile
+from profiles.catalog.mapping import convert, read_yaml
+
+_FILE = Path(__file__).with_name("numerics.yaml")
+
+
+class NumericsError(ValueError):
+    """An engine or a number format that the matrix does not know; one line."""
+
+
+class Support(StrEnum):
+    NATIVE = "native"
+    EMULATED = "emulated"
+    """Saves the memory, but computes in another type."""
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightScheme:
+    """How weights are stored and in what type their products are computed."""
+
+    name: str
+    bits_per_weight: float
+    """Average, scales and zero points included."""
+    quality_bits: int
+    """Nominal bits, for the user's quality floor."""
+    compute: str
+    """``16bit`` (the type of the activations), or a key of ``dense_flops``: fp8, int8, fp4."""
+    online: bool
+    """Can be made from a 16-bit checkpoint while loading."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a number format fares on a device."""
+
+    support: Support
+    reason: str
+    """Why it is not native; empty when it is."""
+    nearest: str | None
+    """What comes closest and does work there; for an emulated format, what is native."""
+    kernel: str
+    """What runs it; empty when nothing does."""
+    compute: str
+    """In what type products run: ``16bit`` or a key of ``dense_flops``."""
+
+
+def check_engine(engine: str, profile: AcceleratorProfile) -> Verdict:
+    """Whether an engine runs on a device at all; ``nearest`` is another engine that does.
+
+    Raises:
+        NumericsError: for an unknown engine.
+    """
+    matrix = _matrix()
+    rule = _first(_named(matrix.engines, engine, "engine").runs_on, profile)
+    others = [name for name in matrix.engines if name != engine]
+    nearest = _nearest(rule, others, lambda name: _first(matrix.engines[name].runs_on, profile))
+    return _verdict(rule, "16bit", nearest)
+
+
+def check_scheme(scheme: str, profile: AcceleratorProfile, engine: str) -> Verdict:
+    """How an engine runs weights of a scheme on a device.
+
+    Raises:
+        NumericsError: for an unknown scheme or engine.
+    """
+    matrix = _matrix()
+    item = _named(matrix.schemes, scheme, "quantization scheme")
+    missing = f"the {engine} engine has no kernels for {scheme} weights"
+    return _check(
+        scheme, item, _named(matrix.engines, engine, "engine").schemes, missing, profile, engine
+    )
+
+
+def check_dtype(dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict:
+    """How an engine computes activations of this type on a device.
+
+    Raises:
+        NumericsError: for an unknown type or engine.
+    """
+    matrix = _matrix()
+    item = _named(matrix.dtypes, dtype, "dtype")
+    missing = f"the {engine} engine does not compute in {dtype}"
+    return _check(
+        dtype, item, _named(matrix.engines, engine, "engine").dtypes, missing, profile, engine
+    )
+
+
+def check_kv_dtype(kv_dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict:
+    """How an engine keeps keys and values of this type on a device (``auto``: as activations).
+
+    Raises:
+        NumericsError: for an unknown type or engine.
+    """
+    matrix = _matrix()
+    item = _named(matrix.kv_dtypes, kv_dtype, "KV cache dtype")
+    missing = f"the {engine} engine has no {kv_dtype} KV cache"
+    return _check(
+        kv_dtype, item, _named(matrix.engines, engine, "engine").kv_dtypes, missing, profile, engine
+    )
+
+
+class _Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Conditions, all of which must hold, and what then is the case."""
+
+    support: Support
+    kernel: str = ""
+    reason: str = ""
+    compute: str | None = None
+    vendors: list[str] = []
+    architectures: list[str] = []
+    features: list[str] = []
+    min_capability: str | None = None
+    below_capability: str | None = None
+
+    def fits(self, profile: AcceleratorProfile) -> bool:
+        capability = profile.capability or (0, 0)
+        return (
+            (not self.vendors or profile.vendor in self.vendors)
+            and (not self.architectures or profile.architecture in self.architectures)
+            and profile.features.issuperset(self.features)
+            and (self.min_capability is None or capability >= _capability(self.min_capability))
+            and (self.below_capability is None or capability < _capability(self.below_capability))
+        )
+
+
+class _Item(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    compute: str
+    nearest: list[str]
+
+
+class _Scheme(_Item, forbid_unknown_fields=True, frozen=True):
+    bits_per_weight: float
+    quality_bits: int
+    online: bool
+    source: str
+
+
+class _Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    runs_on: list[_Rule]
+    dtypes: dict[str, list[_Rule]]
+    schemes: dict[str, list[_Rule]]
+    kv_dtypes: dict[str, list[_Rule]]
+
+
+class _Matrix(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    schemes: dict[str, _Scheme]
+    dtypes: dict[str, _Item]
+    kv_dtypes: dict[str, _Item]
+    engines: dict[str, _Engine]
+
+
+@cache
+def _matrix() -> _Matrix:
+    return convert(read_yaml(_FILE.read_text("utf-8")), _Matrix, _FILE.name)
+
+
+SCHEMES: Mapping[str, WeightScheme] = {
+    name: WeightScheme(
+        name=name,
+        bits_per_weight=scheme.bits_per_weight,
+        quality_bits=scheme.quality_bits,
+        compute=scheme.compute,
+        online=scheme.online,
+        source=scheme.source,
+    )
+    for name, scheme in _matrix().schemes.items()
+}
+"""Every weight scheme by its name, unquantized first."""
+
+
+def _check(
+    name: str,
+    item: _Item,
+    rules: Mapping[str, Sequence[_Rule]],
+    missing: str,
+    profile: AcceleratorProfile,
+    engine: str,
+) -> Verdict:
+    """``missing`` is the reason where the engine has no rules for a format at all."""
+    runs = check_engine(engine, profile)
+    if runs.support is Support.UNSUPPORTED:
+        return Verdict(Support.UNSUPPORTED, runs.reason, None, "", item.compute)
+    none = [_Rule(support=Support.UNSUPPORTED, reason=missing)]
+
+    def rule_of(other: str) -> _Rule:
+        return _first(rules.get(other, none), profile)
+
+    rule = rule_of(name)
+    return _verdict(rule, item.compute, _nearest(rule, item.nearest, rule_of))
+
+
+def _first(rules: Sequence[_Rule], profile: AcceleratorProfile) -> _Rule:
+    return next(rule for rule in rules if rule.fits(profile))
+
+
+def _verdict(rule: _Rule, compute: str, nearest: str | None) -> Verdict:
+    if rule.support is Support.EMULATED:
+        compute = rule.compute or "16bit"
+    return Verdict(rule.support, rule.reason, nearest, rule.kernel, compute)
+
+
+def _nearest(rule: _Rule, names: Sequence[str], rule_of: Callable[[str], _Rule]) -> str | None:
+    """The first of ``names`` that is native; failing that, for what does not run, emulated."""
+    if rule.support is Support.NATIVE:
+        return None
+    good_enough = [Support.NATIVE]
+    if rule.support is Support.UNSUPPORTED:
+        good_enough.append(Support.EMULATED)
+    for support in good_enough:
+        for name in names:
+            if rule_of(name).support is support:
+                return name
+    return None
+
+
+_T = TypeVar("_T")
+
+
+def _named(known: Mapping[str, _T], name: str, what: str) -> _T:
+    if name not in known:
+        raise NumericsError(f"{what} {name!r} is unknown (known: {', '.join(known)})")
+    return known[name]
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return int(major), int(minor)
