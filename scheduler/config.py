@@ -24,6 +24,9 @@ class SchedulerConfig:
     """Tokens of a sequence at most (prompt and output together)."""
     max_prefill_chunk: int | None = None
     """Tokens of one sequence in one step at most; None leaves it to the budget."""
+    share_prefill: bool = True
+    """Several prompts share what a step has left (see ``policy.prefill_share``); otherwise the
+    first in order takes all it wants, as vLLM's scheduler does."""
     enable_prefix_caching: bool = True
     priority_aging_s: float = 10.0
     """How much later an arrival with priority p+1 counts than one with priority p, in seconds."""

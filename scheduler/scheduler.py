@@ -144,13 +144,13 @@ class Scheduler:
         left = self.config.max_num_batched_tokens - len(chunks)
         for sequence in self._running:
             if sequence.num_uncomputed_tokens > 1 and left > 0:
-                chunks[sequence] = prefill_share(self._chunk_wanted(sequence), left)
+                chunks[sequence] = self._prefill_chunk(sequence, left)
                 left -= chunks[sequence]
         started = []
         if left > 0 and num_preemptions == self._num_preemptions:
             # Whoever just lost its blocks must not take them back at once.
             for sequence in self._admit_waiting():
-                chunks[sequence] = prefill_share(self._chunk_wanted(sequence), left)
+                chunks[sequence] = self._prefill_chunk(sequence, left)
                 left -= chunks[sequence]
                 new_blocks[sequence] = sequence.block_table
                 started.append(sequence)
@@ -398,12 +398,20 @@ class Scheduler:
     def _lacks_block(self, sequence: Sequence) -> bool:
         return len(sequence.block_table) < self._num_blocks_for(sequence.num_tokens)
 
+    def _prefill_chunk(self, sequence: Sequence, left: int) -> int:
+        wanted = self._chunk_wanted(sequence)
+        return prefill_share(wanted, left) if self.config.share_prefill else min(wanted, left)
+
     def _chunk_wanted(self, sequence: Sequence) -> int:
         limit = self.config.max_prefill_chunk
         wanted = sequence.num_uncomputed_tokens
         return wanted if limit is None else min(wanted, limit)
 
     # ------------------------------------------------------------------ looking in
+
+    def running_contexts(self) -> list[int]:
+        """Tokens computed so far of every running sequence."""
+        return [sequence.num_computed_tokens for sequence in self._running]
 
     def stats(self) -> SchedulerStats:
         num_held_back = sum(len(held) for held in self._held_back.values())
