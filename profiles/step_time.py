@@ -223,7 +223,8 @@ class StepTimeModel:
         compute = flops / (peak * reached)
         larger, smaller = max(memory, compute), min(memory, compute)
         ratio = smaller / larger
-        return larger * (1 + ratio**_ROOFLINE_SHARPNESS) ** (1 / _ROOFLINE_SHARPNESS)
+        joined: float = (1 + ratio**_ROOFLINE_SHARPNESS) ** (1 / _ROOFLINE_SHARPNESS)
+        return larger * joined
 
     def _measured_flops(self, num_rows: int) -> float:
         """Between two measured numbers of rows, linear in the time that the product takes."""

@@ -15,6 +15,7 @@ from engine.native.attention.select import select_attention_backend
 from engine.native.input_batch import InputBatch, StepInputs
 from engine.native.loader import load_weights
 from engine.native.models import build_model
+from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan, StepResult
@@ -47,6 +48,7 @@ class ModelRunner:
         if dtype is None:
             raise ValueError(f"dtype {config.dtype!r} is unknown (known: {', '.join(DTYPES)})")
         self.spec = ModelSpec.from_directory(config.model_dir)
+        check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         self._backend = select_attention_backend(config.attention_backend, dtype)

@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-SUPPORTED_ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
+from profiles.model_spec.attention import (
+    Biases,
+    Heads,
+    Mixer,
+    gated_delta_net,
+    grouped_attention,
+    latent_attention,
 )
-_DEFAULT_ROPE_THETA = 10_000.0
-_MISSING = object()
-_N = TypeVar("_N", int, float)
+from profiles.model_spec.checkpoint import read_stored_tensors
+from profiles.model_spec.families import FAMILIES, LINEAR, SLIDING, Family, read_layer_types
+from profiles.model_spec.fields import Config, ModelSpecError, flag, number, read_json, section
+from profiles.model_spec.layers import AttentionKind, LayerSpec
+from profiles.model_spec.mlp import feed_forward
+from profiles.model_spec.quantization import CheckpointQuantization, read_quantization
+from profiles.model_spec.rope import RopeConfig, read_positions
+from profiles.model_spec.tensors import Tensor, TensorRole, Weight, WeightLayout, linear, norm
 
-
-class ModelSpecError(ValueError):
-    """A checkpoint that cannot be served; one line naming the problem and what is supported."""
-
-
-class RopeType(StrEnum):
-    DEFAULT = "default"
-    LINEAR = "linear"
-    DYNAMIC = "dynamic"
-    LLAMA3 = "llama3"
-    YARN = "yarn"
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary position embedding: the base and how its frequencies are stretched.
-
-    Fields that a type does not use keep their defaults. ``original_max_len`` is the length, in
-    tokens, that the model was trained with before stretching. The names and defaults are those of
-    ``rope_parameters`` in transformers 5.
-    """
-
-    theta: float = _DEFAULT_ROPE_THETA
-    type: RopeType = RopeType.DEFAULT
-    factor: float = 1.0
-    original_max_len: int = 0
-    low_freq_factor: float = 1.0
-    """llama3: wavelengths above ``original_max_len / low_freq_factor`` are stretched fully."""
-    high_freq_factor: float = 4.0
-    """llama3: wavelengths below ``original_max_len / high_freq_factor`` are left alone."""
-    attention_factor: float = 1.0
-    """yarn: multiplies cosine and sine (so the attention logits by its square)."""
-    beta_fast: float = 32.0
-    """yarn: frequencies that turn more often than this in the original length are left alone."""
-    beta_slow: float = 1.0
-    """yarn: frequencies that turn less often than this are stretched fully."""
-    truncate: bool = True
-    """yarn: round the borders of the ramp outwards to whole dimensions."""
+SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
+_LINEAR_ROLES = frozenset(
+    {TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS, TensorRole.ROUTER}
+)
+_STATE_BYTES = 4
+"""Recurrent states are kept in float32, as in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +43,19 @@ class ModelSpec:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
+    """Of a dense layer; of one expert where the configuration has no other size."""
     num_attention_heads: int
     num_kv_heads: int
     head_dim: int
+    """Of queries and keys in layers with attention."""
+    layers: tuple[LayerSpec, ...]
+    layout: WeightLayout = field(repr=False)
+    activation: str
+    """Of the feed-forward layers, by its name in transformers."""
     rms_norm_eps: float
     rope: RopeConfig
+    sliding_rope: RopeConfig | None
+    """Of layers with a window, where they have their own (Gemma 3); None is ``rope``."""
     max_model_len: int
     """Tokens of a sequence at most, stretched by the rope scaling as the checkpoint says."""
     tie_word_embeddings: bool
@@ -81,28 +63,64 @@ class ModelSpec:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    """Queries and keys pass an RMSNorm over ``head_dim`` before rotation (Qwen3)."""
-    sliding_window: tuple[int | None, ...]
-    """For each layer, how many tokens (itself included) a token sees; None is all of them."""
+    """Queries and keys pass an RMSNorm before rotation (over ``head_dim``, but for OLMo 2)."""
     eos_token_ids: tuple[int, ...]
     dtype: str
-    """Type that the checkpoint says its weights are stored in."""
+    """Type that the checkpoint says its weights are stored in, or were before quantization."""
+    quantization: CheckpointQuantization | None
+    """How the checkpoint is quantized; None when it is not."""
+    stored_bytes: int | None = None
+    """Of all tensors in the directory (vision towers and draft layers too), from their headers;
+    None unless all files are there and whole."""
+    parameters_by_role: Mapping[TensorRole, int] = field(init=False, repr=False, compare=False)
+    """Parameters of the language model, by what they are for."""
+
+    num_active_parameters: int = field(init=False, compare=False)
+    """Parameters that one token passes, of routed experts only those that are chosen.
+
+    Input embeddings count, as model cards have it ("8B", "30B-A3B").
+    """
+    flops_per_token: int = field(init=False, repr=False, compare=False)
+    """Operations of one token in the linear layers, without head, embedding and attention.
+
+    Two for each weight that it is multiplied with (Kaplan et al., arXiv 2001.08361, 2.1).
+    """
+
+    def __post_init__(self) -> None:
+        counts: Counter[TensorRole] = Counter()
+        active = multiplied = 0
+        for layer, weight in self.layout.weights():
+            passed = weight.num_elements
+            counts[weight.role] += passed
+            if weight.role is TensorRole.EXPERTS and layer is not None:
+                mlp = self.layers[layer].mlp
+                passed = passed * mlp.experts_per_token // mlp.num_experts
+            active += passed
+            if weight.role in _LINEAR_ROLES and weight.is_matrix:
+                multiplied += passed
+        object.__setattr__(self, "parameters_by_role", dict(counts))
+        object.__setattr__(self, "num_active_parameters", active)
+        object.__setattr__(self, "flops_per_token", 2 * multiplied)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> ModelSpec:
-        """Reads ``config.json`` and, where there is one, ``generation_config.json``.
+        """Reads ``config.json`` and, where they are, the generation config and tensor headers.
 
         Raises:
             ModelSpecError: a file is missing or malformed, or the model is not supported.
         """
         directory = Path(path)
-        config = _read_json(directory / "config.json")
+        config = read_json(directory / "config.json")
         if config is None:
             raise ModelSpecError(
                 f"no config.json in {directory}: a model directory in Hugging Face layout is needed"
             )
-        generation = _read_json(directory / "generation_config.json")
-        return cls.from_config(config, generation or {})
+        if config.get("quantization_config") is None:
+            # Where NVIDIA's Model Optimizer used to write it.
+            modelopt = read_json(directory / "hf_quant_config.json") or {}
+            config["quantization_config"] = modelopt.get("quantization")
+        generation = read_json(directory / "generation_config.json") or {}
+        return _read(config, generation, _stored_bytes(directory))
 
     @classmethod
     def from_config(
@@ -113,81 +131,120 @@ class ModelSpec:
         Raises:
             ModelSpecError: a field is missing or nonsensical, or asks for what is not supported.
         """
-        architecture = _architecture(config)
-        _refuse_unsupported(config)
-        hidden_size = _number(config, "hidden_size", int)
-        num_heads = _number(config, "num_attention_heads", int)
-        num_layers = _number(config, "num_hidden_layers", int)
-        num_kv_heads = _number(config, "num_key_value_heads", int, default=num_heads)
-        if num_heads % num_kv_heads:
-            raise ModelSpecError(
-                f"num_attention_heads ({num_heads}) is not a multiple of num_key_value_heads "
-                f"({num_kv_heads})"
-            )
-        rope, max_model_len = _rope(config)
-        # Llama and Qwen3 know one switch; Llama's also biases the output projection, as Qwen3's.
-        attention_bias = _flag(config, "attention_bias", default=False)
-        has_bias_switch = architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
-        generation = generation_config or {}
-        return cls(
-            architecture=architecture,
-            vocab_size=_number(config, "vocab_size", int),
-            hidden_size=hidden_size,
-            intermediate_size=_number(config, "intermediate_size", int),
-            num_layers=num_layers,
-            num_attention_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=_head_dim(config, hidden_size, num_heads),
-            rms_norm_eps=_number(config, "rms_norm_eps", float, default=1e-6),
-            rope=rope,
-            max_model_len=max_model_len,
-            tie_word_embeddings=_flag(config, "tie_word_embeddings", default=False),
-            qkv_bias=architecture == "Qwen2ForCausalLM" or (has_bias_switch and attention_bias),
-            o_bias=has_bias_switch and attention_bias,
-            mlp_bias=architecture == "LlamaForCausalLM"
-            and _flag(config, "mlp_bias", default=False),
-            qk_norm=architecture == "Qwen3ForCausalLM",
-            sliding_window=_sliding_window(config, architecture, num_layers),
-            eos_token_ids=_eos_token_ids(generation) or _eos_token_ids(config),
-            dtype=_dtype(config),
-        )
+        return _read(config, generation_config or {}, None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models whose steps cost the same bytes and operations; short and stable."""
+        sizes = (self.vocab_size, self.hidden_size, self.tie_word_embeddings, self.layers)
+        return blake2b(repr(sizes).encode(), digest_size=8).hexdigest()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def sliding_window(self) -> tuple[int | None, ...]:
+        """For each layer, how many tokens (itself included) a token sees; None is all of them."""
+        return tuple(layer.attention.window for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the whole model; a tied embedding counts once."""
-        query = self.num_attention_heads * self.head_dim
-        key_value = 2 * self.num_kv_heads * self.head_dim
-        attention = self.hidden_size * (2 * query + key_value)
-        attention += self.qkv_bias * (query + key_value) + self.o_bias * self.hidden_size
-        attention += self.qk_norm * 2 * self.head_dim
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        mlp += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size)
-        layer = attention + mlp + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_layers * layer + self.hidden_size
+        """Parameters of the whole language model; a tied embedding counts once."""
+        return sum(self.parameters_by_role.values())
+
+    @property
+    def flops_per_sampled_token(self) -> int:
+        """Operations of projecting one hidden state onto the vocabulary."""
+        return 2 * self.vocab_size * self.hidden_size
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Bytes of recurrent state that a sequence has at any length."""
+        return _STATE_BYTES * sum(layer.attention.state_elements for layer in self.layers)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor as the unquantized checkpoint has it; a tied head is absent."""
+        return self.layout.tensors()
 
     def weight_bytes(self, dtype_bytes: float) -> int:
         """Bytes of all weights when each parameter takes ``dtype_bytes``."""
         return math.ceil(self.num_parameters * dtype_bytes)
 
+    def attention_flops(self, num_new: int, num_context: int) -> int:
+        """Operations of attention in all layers for ``num_new`` tokens after ``num_context``."""
+        return sum(layer.attention.flops(num_new, num_context) for layer in self.layers)
+
     def kv_bytes_per_token(self, dtype_bytes: float) -> int:
-        """Bytes of keys and values that one token adds over all layers."""
-        return math.ceil(2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes)
+        """Bytes that one token adds to the caches of all layers, windows ignored."""
+        return sum(self.kv_bytes_by_kind(dtype_bytes).values())
+
+    def kv_bytes_by_kind(self, dtype_bytes: float) -> Mapping[AttentionKind, int]:
+        """Bytes that one token adds to the caches of the layers of each kind, windows ignored."""
+        elements: Counter[AttentionKind] = Counter()
+        for layer in self.layers:
+            elements[layer.attention.kind] += layer.attention.kv_elements_per_token
+        return {kind: math.ceil(count * dtype_bytes) for kind, count in elements.items()}
+
+    def kv_bytes_per_sequence(self, num_tokens: int, dtype_bytes: float) -> int:
+        """Bytes that a sequence of ``num_tokens`` needs: windows dropped, recurrent state added."""
+        elements = sum(layer.attention.kv_elements(num_tokens) for layer in self.layers)
+        return math.ceil(elements * dtype_bytes) + self.state_bytes_per_sequence
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read(config: Config, generation: Config, stored_bytes: int | None) -> ModelSpec:
+    architecture = _architecture(config)
+    family = FAMILIES[architecture]
+    fields = _fields(config, family)
+    biases = family.biases(fields)
+    hidden_size = number(fields, "hidden_size", int)
+    vocab_size = number(fields, "vocab_size", int)
+    tied = flag(fields, "tie_word_embeddings", default=False)
+    heads = _heads(fields, family, hidden_size)
+    layers, weights = _layers(fields, family, heads, biases)
+    layout = WeightLayout(
+        outer=_outer(family, vocab_size, hidden_size, tied=tied),
+        layers=weights,
+        layer_prefix=f"{family.prefix}model.layers.",
+    )
+    positions = read_positions(fields, stretched_len_is_given=family.stretched_len_is_given)
+    return ModelSpec(
+        architecture=architecture,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=number(fields, "intermediate_size", int),
+        num_attention_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        layers=layers,
+        layout=layout,
+        activation=str(fields.get("hidden_activation") or fields.get("hidden_act") or "silu"),
+        rms_norm_eps=number(fields, "rms_norm_eps", float, default=1e-6),
+        rope=positions.rope,
+        sliding_rope=positions.sliding_rope,
+        max_model_len=positions.max_model_len,
+        tie_word_embeddings=tied,
+        qkv_bias=biases.qkv,
+        o_bias=biases.output,
+        mlp_bias=biases.mlp,
+        qk_norm=family.traits.qk_norm,
+        eos_token_ids=_eos_token_ids(generation) or _eos_token_ids(fields),
+        dtype=_dtype(fields),
+        quantization=read_quantization(fields, layout),
+        stored_bytes=stored_bytes,
+    )
+
+
+def _stored_bytes(directory: Path) -> int | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        stored = read_stored_tensors(directory)
+    except ModelSpecError:
+        # All else follows from the configuration; whoever loads the weights names what is broken.
         return None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelSpecError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ModelSpecError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
+    return None if stored is None else sum(tensor.num_bytes for tensor in stored)
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _architecture(config: Config) -> str:
     names = config.get("architectures")
     supported = "supported: " + ", ".join(SUPPORTED_ARCHITECTURES)
     if not isinstance(names, list) or not names:
@@ -197,195 +254,90 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return str(names[0])
 
 
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+def _fields(config: Config, family: Family) -> Config:
+    """The configuration of the language model with its family's defaults filled in."""
+    if family.text_config:
+        text = section(config, "text_config")
+        if text is None:
+            raise ModelSpecError("config.json lacks text_config")
+        config = {**config, **text}
+    # Null is "no window" for this one field and absent for all others.
+    given = {k: v for k, v in config.items() if v is not None or k == "sliding_window"}
+    return {**family.defaults, **given}
+
+
+def _heads(fields: Config, family: Family, hidden_size: int) -> Heads:
+    num_heads = number(fields, "num_attention_heads", int)
+    num_kv_heads = number(fields, "num_key_value_heads", int, default=num_heads)
+    if num_heads % num_kv_heads:
         raise ModelSpecError(
-            f"the checkpoint is quantized ({method or 'unknown method'}); "
-            "supported: float32, float16 and bfloat16 weights"
+            f"num_attention_heads ({num_heads}) is not a multiple of num_key_value_heads "
+            f"({num_kv_heads})"
         )
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelSpecError(f"hidden_act {activation!r} is not supported (supported: silu)")
-
-
-def _number(
-    config: Mapping[str, Any], name: str, kind: type[_N], default: _N | object = _MISSING
-) -> _N:
-    """A positive number; null counts as absent, as it does in transformers."""
-    value = config.get(name)
-    if value is None:
-        if default is _MISSING:
-            raise ModelSpecError(f"config.json lacks {name}")
-        value = default
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ModelSpecError(f"{name} must be {_kind_name(kind)}, not {value!r}")
-    if not (0 < value < math.inf):
-        raise ModelSpecError(f"{name} must be above 0 and finite, not {value!r}")
-    return kind(value)
-
-
-def _kind_name(kind: type) -> str:
-    return "an integer" if kind is int else "a number"
-
-
-def _flag(config: Mapping[str, Any], name: str, *, default: bool) -> bool:
-    value = config.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise ModelSpecError(f"{name} must be true or false, not {value!r}")
-    return value
-
-
-def _head_dim(config: Mapping[str, Any], hidden_size: int, num_heads: int) -> int:
-    if config.get("head_dim") is None and "Qwen3ForCausalLM" in config["architectures"]:
-        # Qwen3Config alone has a fixed default, which an absent key means.
-        head_dim = 128
-    elif config.get("head_dim") is None:
-        if hidden_size % num_heads:
-            raise ModelSpecError(
-                f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads "
-                f"({num_heads}) and config.json has no head_dim"
-            )
-        head_dim = hidden_size // num_heads
+    if family.latent:
+        head_dim = number(fields, "qk_nope_head_dim", int)
+        head_dim += number(fields, "qk_rope_head_dim", int)
+    elif fields.get("head_dim") is not None:
+        head_dim = number(fields, "head_dim", int)
+    elif hidden_size % num_heads:
+        raise ModelSpecError(
+            f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads "
+            f"({num_heads}) and config.json has no head_dim"
+        )
     else:
-        head_dim = _number(config, "head_dim", int)
+        head_dim = hidden_size // num_heads
     if head_dim % 2:
         raise ModelSpecError(f"head_dim must be even for rotary embeddings, not {head_dim}")
-    return head_dim
+    return Heads(hidden_size, num_heads, num_kv_heads, head_dim)
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[RopeConfig, int]:
-    """The rotary configuration and the longest sequence that it serves."""
-    # Version 4 of transformers wrote rope_theta and rope_scaling, version 5 rope_parameters.
-    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(parameters, Mapping):
-        raise ModelSpecError(f"rope parameters must be an object, not {parameters!r}")
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        raise ModelSpecError("rope parameters that differ between layer types are not supported")
-    name = parameters.get("rope_type") or parameters.get("type") or "default"
-    if name not in tuple(RopeType):
-        supported = ", ".join(RopeType)
-        raise ModelSpecError(f"rope type {name!r} is not supported (supported: {supported})")
-    for source in (parameters, config):
-        if source.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise ModelSpecError("partial_rotary_factor is not supported (supported: 1.0)")
-    theta = _number(
-        parameters,
-        "rope_theta",
-        float,
-        default=_number(config, "rope_theta", float, default=_DEFAULT_ROPE_THETA),
+def _layers(
+    fields: Config, family: Family, heads: Heads, biases: Biases
+) -> tuple[tuple[LayerSpec, ...], tuple[tuple[Weight, ...], ...]]:
+    """Sizes and tensors of each layer."""
+    num_layers = number(fields, "num_hidden_layers", int)
+    norms = tuple(norm(name, heads.hidden_size) for name in family.norms)
+    layers: list[LayerSpec] = []
+    weights: list[tuple[Weight, ...]] = []
+    for index, layer_type in enumerate(read_layer_types(fields, family, num_layers)):
+        attention, attention_weights = _mixer(fields, family, heads, biases, layer_type)
+        mlp, mlp_weights = feed_forward(
+            fields,
+            family.experts,
+            index,
+            heads.hidden_size,
+            bias=biases.mlp,
+            fused=family.traits.fused,
+        )
+        layers.append(LayerSpec(attention, mlp))
+        weights.append((*attention_weights, *mlp_weights, *norms))
+    return tuple(layers), tuple(weights)
+
+
+def _mixer(fields: Config, family: Family, heads: Heads, biases: Biases, layer_type: str) -> Mixer:
+    if layer_type == LINEAR:
+        return gated_delta_net(fields, heads.hidden_size)
+    if family.latent:
+        return latent_attention(fields, heads, biases)
+    window = number(fields, "sliding_window", int) if layer_type == SLIDING else None
+    return grouped_attention(heads, family.traits, biases, window)
+
+
+def _outer(family: Family, vocab_size: int, hidden_size: int, *, tied: bool) -> tuple[Weight, ...]:
+    prefix = f"{family.prefix}model."
+    outer = (
+        *linear(f"{prefix}embed_tokens", hidden_size, vocab_size, TensorRole.EMBEDDING),
+        norm(f"{prefix}norm", hidden_size),
     )
-    trained_len = _number(config, "max_position_embeddings", int)
-    match RopeType(name):
-        case RopeType.DEFAULT:
-            return RopeConfig(theta), trained_len
-        case RopeType.LINEAR:
-            factor = _number(parameters, "factor", float)
-            rope = RopeConfig(theta, RopeType.LINEAR, factor, trained_len)
-            return rope, int(trained_len * factor)
-        case RopeType.DYNAMIC:
-            factor = _number(parameters, "factor", float)
-            return RopeConfig(theta, RopeType.DYNAMIC, factor, trained_len), trained_len
-        case RopeType.LLAMA3:
-            return _llama3_rope(config, parameters, theta, trained_len), trained_len
-        case RopeType.YARN:
-            rope = _yarn_rope(config, parameters, theta, trained_len)
-            return rope, int(rope.original_max_len * rope.factor)
-
-
-def _original_max_len(
-    config: Mapping[str, Any], parameters: Mapping[str, Any], trained_len: int
-) -> int:
-    name = "original_max_position_embeddings"
-    source = config if config.get(name) is not None else parameters
-    return _number(source, name, int, default=trained_len)
-
-
-def _llama3_rope(
-    config: Mapping[str, Any], parameters: Mapping[str, Any], theta: float, trained_len: int
-) -> RopeConfig:
-    low = _number(parameters, "low_freq_factor", float)
-    high = _number(parameters, "high_freq_factor", float)
-    if high <= low:
-        raise ModelSpecError(f"high_freq_factor ({high:g}) must exceed low_freq_factor ({low:g})")
-    return RopeConfig(
-        theta,
-        RopeType.LLAMA3,
-        factor=_number(parameters, "factor", float),
-        original_max_len=_original_max_len(config, parameters, trained_len),
-        low_freq_factor=low,
-        high_freq_factor=high,
+    if tied:
+        return outer
+    return (
+        *outer,
+        *linear(f"{family.prefix}lm_head", hidden_size, vocab_size, TensorRole.HEAD),
     )
 
 
-def _yarn_rope(
-    config: Mapping[str, Any], parameters: Mapping[str, Any], theta: float, trained_len: int
-) -> RopeConfig:
-    original_max_len = _original_max_len(config, parameters, trained_len)
-    factor = _number(parameters, "factor", float, default=trained_len / original_max_len)
-    mscale, mscale_all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    if parameters.get("attention_factor") is not None:
-        attention_factor = _number(parameters, "attention_factor", float)
-    elif mscale and mscale_all_dim:
-        attention_factor = _yarn_scale(factor, _number(parameters, "mscale", float))
-        attention_factor /= _yarn_scale(factor, _number(parameters, "mscale_all_dim", float))
-    else:
-        attention_factor = _yarn_scale(factor, 1.0)
-    return RopeConfig(
-        theta,
-        RopeType.YARN,
-        factor=factor,
-        original_max_len=original_max_len,
-        attention_factor=attention_factor,
-        beta_fast=_number(parameters, "beta_fast", float, default=32.0),
-        beta_slow=_number(parameters, "beta_slow", float, default=1.0),
-        truncate=_flag(parameters, "truncate", default=True),
-    )
-
-
-def _yarn_scale(factor: float, mscale: float) -> float:
-    """Temperature of the attention logits, eq. 22 of "YaRN" (Peng et al., arXiv 2309.00071)."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _sliding_window(
-    config: Mapping[str, Any], architecture: str, num_layers: int
-) -> tuple[int | None, ...]:
-    if architecture == "LlamaForCausalLM":
-        return (None,) * num_layers
-    # An absent key means the default of the family's config class, null means no window.
-    window = None
-    if config.get("sliding_window", 4096) is not None:
-        window = _number(config, "sliding_window", int, default=4096)
-    if architecture == "MistralForCausalLM":
-        return (window,) * num_layers
-    if not _flag(config, "use_sliding_window", default=False):
-        window = None
-    layer_types = config.get("layer_types")
-    if layer_types is None:
-        # Not _number: zero is meaningful here, every layer slides.
-        first = config.get("max_window_layers", 28)
-        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            raise ModelSpecError(f"max_window_layers must be an integer from 0 on, not {first!r}")
-        return tuple(window if i >= first else None for i in range(num_layers))
-    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
-        raise ModelSpecError(f"layer_types must list {num_layers} layers")
-    for layer_type in layer_types:
-        if layer_type not in ("full_attention", "sliding_attention"):
-            raise ModelSpecError(
-                f"layer type {layer_type!r} is not supported "
-                "(supported: full_attention, sliding_attention)"
-            )
-    if window is None and "sliding_attention" in layer_types:
-        raise ModelSpecError("layer_types asks for sliding_attention but no window is switched on")
-    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
-
-
-def _eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(config: Config) -> tuple[int, ...]:
     value = config.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in ids:
@@ -394,6 +346,6 @@ def _eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def _dtype(config: Config) -> str:
     value = config.get("dtype") or config.get("torch_dtype") or "float32"
     return str(value).removeprefix("torch.")

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from profiles.model_spec import ModelSpec, ModelSpecError, RopeConfig, RopeType
+from profiles.model_spec import (
+    AttentionKind,
+    ModelSpec,
+    ModelSpecError,
+    RopeConfig,
+    RopeType,
+    TensorRole,
+)
 from tests.checkpoints import FAMILIES, load_reference, make_checkpoint
 
 LLAMA: dict[str, Any] = {
@@ -183,14 +190,14 @@ def test_the_end_of_sequence_of_generation_config_wins(tmp_path: Path) -> None:
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
         ({"hidden_size": 63}, "not a multiple of num_attention_heads"),
         ({"head_dim": 7}, "head_dim must be even"),
-        ({"hidden_act": "gelu"}, "'gelu' is not supported .supported: silu"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized .awq.; supported: float32"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported.*yarn"),
+        ({"quantization_config": {"quant_method": "magic"}}, "'magic' is not supported.*gptq"),
+        ({"quantization_config": "awq"}, "quantization_config must be an object"),
+        ({"rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported.*yarn"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
         ({"rope_scaling": 3}, "must be an object"),
-        ({"rope_parameters": {"full_attention": {}}}, "differ between layer types"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported"),
+        ({"rope_parameters": {"mamba": {}}}, "not for mamba"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor must be a number"),
         (
             {"rope_scaling": {"type": "llama3", "low_freq_factor": 4, "high_freq_factor": 1}},
             "must exceed low_freq_factor",
@@ -198,7 +205,7 @@ def test_the_end_of_sequence_of_generation_config_wins(tmp_path: Path) -> None:
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
     ],
 )
-def test_says_what_it_cannot_serve(fields: dict[str, Any], message: str) -> None:
+def test_says_what_it_cannot_read(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelSpecError, match=message) as caught:
         ModelSpec.from_config({**LLAMA, **fields})
     assert "\n" not in str(caught.value)
@@ -213,9 +220,154 @@ def test_says_what_it_cannot_serve(fields: dict[str, Any], message: str) -> None
         ({"max_window_layers": -1}, "max_window_layers must be an integer from 0"),
     ],
 )
-def test_says_which_windows_it_cannot_serve(fields: dict[str, Any], message: str) -> None:
+def test_says_which_windows_it_cannot_read(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelSpecError, match=message):
         spec_of("Qwen3ForCausalLM", **fields)
+
+
+def test_experts_are_counted_as_often_as_a_token_passes_them() -> None:
+    spec = spec_of(
+        "Qwen3MoeForCausalLM",
+        num_hidden_layers=3,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        mlp_only_layers=[0],
+    )
+    expert = 3 * 64 * 16
+    assert spec.parameters_by_role[TensorRole.EXPERTS] == 2 * 8 * expert
+    assert spec.num_parameters - spec.num_active_parameters == 2 * (8 - 2) * expert
+    assert [layer.mlp.num_experts for layer in spec.layers] == [0, 8, 8]
+    assert [layer.mlp.intermediate_size for layer in spec.layers] == [128, 0, 0]
+    attention = 3 * (2 * 64 * 64 + 2 * 64 * 16)
+    mlp = 3 * 64 * 128
+    router = 2 * 8 * 64
+    assert spec.flops_per_token == 2 * (attention + mlp + router + 2 * 2 * expert)
+    assert spec.flops_per_sampled_token == 2 * 1000 * 64
+
+
+def test_biases_and_embeddings_cost_no_operations() -> None:
+    plain, biased = spec_of(), spec_of(attention_bias=True, mlp_bias=True)
+    assert biased.num_parameters > plain.num_parameters
+    assert biased.flops_per_token == plain.flops_per_token
+    wide = spec_of(vocab_size=2000)
+    assert wide.flops_per_token == plain.flops_per_token
+    assert wide.flops_per_sampled_token == 2 * plain.flops_per_sampled_token
+
+
+@pytest.mark.parametrize(("num_new", "num_context"), [(1, 0), (1, 50), (7, 0), (5, 3), (30, 4)])
+@pytest.mark.parametrize("window", [None, 1, 6, 100])
+def test_attention_operations_are_those_of_every_pair(
+    num_new: int, num_context: int, window: int | None
+) -> None:
+    spec = spec_of("MistralForCausalLM", sliding_window=window)
+    pairs = sum(min(num_context + i + 1, window or math.inf) for i in range(num_new))
+    # 2 layers * 8 heads * (8 dimensions of the key + 8 of the value) * 2 operations
+    assert spec.attention_flops(num_new, num_context) == 2 * 8 * 16 * 2 * pairs
+
+
+def test_latent_attention_caches_one_vector_for_all_heads() -> None:
+    spec = spec_of(
+        "DeepseekV2ForCausalLM",
+        num_key_value_heads=8,
+        kv_lora_rank=24,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=12,
+        first_k_dense_replace=2,
+    )
+    assert spec.kv_bytes_by_kind(2) == {AttentionKind.LATENT: 2 * (24 + 8) * 2}
+    assert spec.head_dim == 24
+    assert spec.attention_flops(1, 9) == 2 * 2 * 8 * (24 + 12) * 10
+
+
+def test_recurrent_layers_keep_a_state_however_long_the_sequence_is() -> None:
+    spec = spec_of(
+        "Qwen3NextForCausalLM",
+        num_hidden_layers=4,
+        num_experts=0,
+        linear_conv_kernel_dim=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=10,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        head_dim=16,
+    )
+    kinds = [layer.attention.kind for layer in spec.layers]
+    assert kinds == [AttentionKind.RECURRENT] * 3 + [AttentionKind.FULL]
+    per_token = 2 * 2 * 16 * 2  # keys and values of 2 heads of 16 dimensions, 2 bytes
+    state = 3 * 4 * (4 * 6 * 10 + (2 * 2 * 6 + 4 * 10) * 3)
+    assert spec.kv_bytes_per_token(2) == per_token
+    assert spec.state_bytes_per_sequence == state
+    assert spec.kv_bytes_per_sequence(1, 2) == per_token + state
+    assert spec.kv_bytes_per_sequence(500, 2) == 500 * per_token + state
+    grown = spec.attention_flops(1, 500) - spec.attention_flops(1, 400)
+    assert grown == 100 * 2 * 8 * (16 + 16)
+
+
+def test_gemma_has_its_own_rotation_in_windows() -> None:
+    version4 = spec_of("Gemma3ForCausalLM", rope_theta=1e6, rope_local_base_freq=1e4, head_dim=16)
+    parameters = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    version5 = spec_of("Gemma3ForCausalLM", rope_parameters=parameters, head_dim=16)
+    for spec in (version4, version5):
+        assert (spec.rope, spec.sliding_rope) == (RopeConfig(1e6), RopeConfig(1e4))
+        assert spec.tie_word_embeddings
+        assert spec.activation == "gelu_pytorch_tanh"
+
+
+def test_longrope_and_partial_rotation_are_read() -> None:
+    spec = spec_of(
+        "Phi3ForCausalLM",
+        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+        original_max_position_embeddings=512,
+        partial_rotary_factor=0.5,
+    )
+    assert (spec.rope.type, spec.rope.factor) == (RopeType.LONGROPE, 4.0)
+    assert spec.rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(512)))
+    assert spec.rope.partial_rotary_factor == 0.5
+    assert spec.max_model_len == 2048
+
+
+def test_the_text_model_of_a_multimodal_checkpoint_is_read() -> None:
+    text = {k: v for k, v in LLAMA.items() if k != "architectures"}
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "torch_dtype": "bfloat16"}
+    spec = ModelSpec.from_config({**outer, "eos_token_id": [1, 106], "text_config": text})
+    assert (spec.hidden_size, spec.dtype, spec.eos_token_ids) == (64, "bfloat16", (1, 106))
+    assert spec.tensors()[0].name == "language_model.model.embed_tokens.weight"
+    with pytest.raises(ModelSpecError, match="lacks text_config"):
+        ModelSpec.from_config(outer)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("MixtralForCausalLM", {"num_local_experts": 8}, "lacks num_experts_per_tok"),
+        ("MixtralForCausalLM", {"num_experts_per_tok": 2}, "lacks num_local_experts"),
+        (
+            "MixtralForCausalLM",
+            {"num_local_experts": 2, "num_experts_per_tok": 3},
+            "num_experts_per_tok .3. exceeds num_local_experts .2.",
+        ),
+        ("DeepseekV3ForCausalLM", {}, "lacks qk_nope_head_dim"),
+        ("Qwen3MoeForCausalLM", {"num_experts": -1}, "num_experts must be an integer from 0"),
+        ("Qwen3MoeForCausalLM", {"mlp_only_layers": 3}, "must be a list of layers"),
+        (
+            "Qwen3NextForCausalLM",
+            {"linear_num_value_heads": 5, "linear_num_key_heads": 2},
+            "linear_num_value_heads .5. is not a multiple",
+        ),
+        ("Qwen3NextForCausalLM", {"layer_types": ["sliding_attention"] * 2}, "not supported"),
+        ("GptOssForCausalLM", {"sliding_window": None}, "lacks sliding_window"),
+    ],
+)
+def test_says_which_layers_it_cannot_read(
+    architecture: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelSpecError, match=message):
+        spec_of(architecture, **fields)
 
 
 @pytest.mark.parametrize(

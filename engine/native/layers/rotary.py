@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from profiles.model_spec import RopeConfig, RopeType
+from profiles.model_spec import ModelSpecError, RopeConfig, RopeType
 
 
 class RotaryEmbedding:
@@ -54,6 +54,9 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_len: int) -> Tensor
     The formulas are those of ``transformers.modeling_rope_utils`` (5.23), which every checkpoint
     of these families is trained or tuned against, in the same order of operations: a difference
     in the last place of a frequency grows with the position.
+
+    Raises:
+        ModelSpecError: there are no formulas for the type of scaling.
     """
     match rope.type:
         case RopeType.DEFAULT:
@@ -66,6 +69,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_len: int) -> Tensor
             return _llama3_frequencies(rope, head_dim)
         case RopeType.YARN:
             return _yarn_frequencies(rope, head_dim)
+        case RopeType.LONGROPE:
+            raise ModelSpecError("rotary embeddings of type longrope are not supported")
 
 
 def _plain_frequencies(theta: float, head_dim: int) -> Tensor:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 
 from engine.native.models.decoder import DecoderForCausalLM
+from engine.native.support import ARCHITECTURES
 from profiles.model_spec import ModelSpec
 
 # One decoder covers all families so far; ModelSpec carries how they differ.
-_MODELS: dict[str, type[DecoderForCausalLM]] = {
-    "LlamaForCausalLM": DecoderForCausalLM,
-    "MistralForCausalLM": DecoderForCausalLM,
-    "Qwen2ForCausalLM": DecoderForCausalLM,
-    "Qwen3ForCausalLM": DecoderForCausalLM,
-}
+_MODELS: dict[str, type[DecoderForCausalLM]] = dict.fromkeys(ARCHITECTURES, DecoderForCausalLM)
 
 
 def build_model(spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> DecoderForCausalLM:
