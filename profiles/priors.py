@@ -15,18 +15,24 @@ from profiles.step_time import Priors
 def priors_for(profile: AcceleratorProfile, engine: str) -> Priors:
     """The priors of ``profiles/priors.yaml``, overridden by the profile's own coefficients.
 
+    Those are called by the engine that they were learned of (``native.attention``).
+
     Raises:
         ValueError: nothing is known of this engine on devices of this vendor.
     """
     for entry in _entries():
         if entry["engine"] == engine and profile.vendor in entry["vendors"]:
-            known = {name: profile.coefficients[name].value for name in _names(profile)}
-            return Priors(**(entry["values"] | known))
+            return Priors(**(entry["values"] | _known(profile, engine)))
     raise ValueError(f"nothing is known of the engine {engine} on {profile.vendor} devices")
 
 
-def _names(profile: AcceleratorProfile) -> set[str]:
-    return {field.name for field in dataclasses.fields(Priors)} & set(profile.coefficients)
+def _known(profile: AcceleratorProfile, engine: str) -> dict[str, float]:
+    qualified = {field.name: f"{engine}.{field.name}" for field in dataclasses.fields(Priors)}
+    return {
+        name: profile.coefficients[key].value
+        for name, key in qualified.items()
+        if key in profile.coefficients
+    }
 
 
 @cache

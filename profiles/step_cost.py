@@ -37,6 +37,8 @@ class StepShape:
         cls, sequences: Iterable[tuple[int, int]], windows: tuple[int | None, ...], num_sampled: int
     ) -> StepShape:
         """The shape of a step over ``(num_computed_tokens, num_tokens)`` of each sequence."""
+        if windows == (None,):
+            return cls._without_windows(sequences, num_sampled)
         num_tokens = num_sequences = 0
         kv_tokens = [0.0] * len(windows)
         pairs = [0.0] * len(windows)
@@ -55,6 +57,18 @@ class StepShape:
                     seen = growing * (computed + 0.5 * (growing + 1))
                     pairs[index] += seen + (new - growing) * window
         return cls(num_tokens, num_sequences, num_sampled, tuple(kv_tokens), tuple(pairs))
+
+    @classmethod
+    def _without_windows(cls, sequences: Iterable[tuple[int, int]], num_sampled: int) -> StepShape:
+        """``of`` for most models, which simulations call for every step."""
+        num_tokens = num_sequences = kv_tokens = 0
+        pairs = 0.0
+        for computed, new in sequences:
+            num_sequences += 1
+            num_tokens += new
+            kv_tokens += computed + new
+            pairs += new * (computed + 0.5 * (new + 1))
+        return cls(num_tokens, num_sequences, num_sampled, (float(kv_tokens),), (pairs,))
 
 
 QUANTIZED_ROLES = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})

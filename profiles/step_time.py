@@ -76,6 +76,33 @@ class Priors:
 
 
 @dataclass(frozen=True, slots=True)
+class RateCurve:
+    """Operations per second that products reach, by their number of rows (ascending)."""
+
+    rows: tuple[float, ...]
+    flops: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        paired = 0 < len(self.rows) == len(self.flops)
+        ascending = list(self.rows) == sorted(set(self.rows))
+        if not (paired and ascending and self.rows[0] > 0 and min(self.flops) > 0):
+            raise ValueError("a rate curve needs ascending numbers of rows, each with its rate")
+
+    def at(self, num_rows: float) -> float:
+        """Between two measured numbers of rows, linear in the time that the product takes."""
+        rows, flops = self.rows, self.flops
+        if num_rows <= rows[0]:
+            return flops[0] * num_rows / rows[0]  # time is that of the fewest rows measured
+        if num_rows >= rows[-1]:
+            return flops[-1]
+        above = bisect_left(rows, num_rows)
+        low, high = rows[above - 1], rows[above]
+        share = (num_rows - low) / (high - low)
+        seconds = (1 - share) * low / flops[above - 1] + share * high / flops[above]
+        return num_rows / seconds
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRates:
     """Peaks of one device for one model and number format."""
 
@@ -87,10 +114,10 @@ class DeviceRates:
     link_bytes_per_s: float = math.inf
     hop_bytes_per_s: float = math.inf
     """Between pipeline stages."""
-    rows: tuple[float, ...] = ()
-    """Measured products: numbers of rows, ascending ..."""
-    flops_at_rows: tuple[float, ...] = ()
-    """... and the operations per second reached with them."""
+    linear_curve: RateCurve | None = None
+    """Measured products of the layers; None is the roofline."""
+    head_curve: RateCurve | None = None
+    """Of the head, where it was measured by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +151,9 @@ class FittedCoefficients:
     domain: Domain
     num_steps: int
     date: str
+    linear_curve: RateCurve | None = None
+    """The model's own products, all layers together; None where they were not measured apart."""
+    head_curve: RateCurve | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +183,40 @@ class StepTimeModel:
     """Relative; None is that of the priors."""
     domain: Domain = field(default_factory=Domain)
 
+    @property
+    def relative_spread(self) -> float:
+        return self.priors.spread if self.spread is None else self.spread
+
+    def scaled(self, factor: float) -> StepTimeModel:
+        """The same model for steps that all take ``factor`` times as long."""
+        return replace(self, coefficients=tuple(factor * c for c in self.coefficients))
+
     def predict(self, shape: StepShape) -> StepTime:
         """Never faster than the roofline."""
         explained = sum(
             c * term for c, term in zip(self.coefficients, self.terms(shape), strict=True)
         )
         seconds = max(explained, self.floor_s(shape))
-        spread = self.priors.spread if self.spread is None else self.spread
+        spread = self.relative_spread
         extrapolated = not self.domain.covers(shape)
         if extrapolated:
             spread *= _EXTRAPOLATION_SPREAD
         return StepTime(seconds, spread * seconds, extrapolated)
+
+    def with_fit(self, fit: FittedCoefficients) -> StepTimeModel:
+        """The same model with what calibration learned of it."""
+        rates = replace(
+            self.rates,
+            linear_curve=fit.linear_curve or self.rates.linear_curve,
+            head_curve=fit.head_curve or self.rates.head_curve,
+        )
+        return replace(
+            self,
+            rates=rates,
+            coefficients=fit.coefficients,
+            spread=fit.spread,
+            domain=fit.domain,
+        )
 
     def floor_s(self, shape: StepShape) -> float:
         """Seconds below which the device's peaks do not allow this step."""
@@ -187,12 +240,17 @@ class StepTimeModel:
             cost.linear_flops(shape.num_tokens),
             rates.linear_flops,
             shape.num_tokens,
+            rates.linear_curve,
         )
         head = 0.0
         if shape.num_sampled:
             head_flops = cost.head_flops_per_row * shape.num_sampled
             head = self._product_s(
-                cost.head_bytes, head_flops, rates.dense_flops, shape.num_sampled
+                cost.head_bytes,
+                head_flops,
+                rates.dense_flops,
+                shape.num_sampled,
+                rates.head_curve or rates.linear_curve,
             )
         kv = cost.kv_bytes(shape) / (rates.bandwidth_bytes_per_s * priors.kv_bandwidth)
         attention = cost.attention_flops(shape) / (rates.dense_flops * priors.attention)
@@ -215,9 +273,11 @@ class StepTimeModel:
             self._communication_s(shape),
         )
 
-    def _product_s(self, num_bytes: float, flops: float, peak: float, num_rows: int) -> float:
-        if self.rates.rows:
-            return flops / self._measured_flops(num_rows)
+    def _product_s(
+        self, num_bytes: float, flops: float, peak: float, num_rows: int, curve: RateCurve | None
+    ) -> float:
+        if curve is not None:
+            return flops / curve.at(num_rows)
         memory = num_bytes / (self.rates.bandwidth_bytes_per_s * self.priors.bandwidth)
         reached = self.priors.matmul * num_rows / (num_rows + self.priors.matmul_half_rows)
         compute = flops / (peak * reached)
@@ -225,19 +285,6 @@ class StepTimeModel:
         ratio = smaller / larger
         joined: float = (1 + ratio**_ROOFLINE_SHARPNESS) ** (1 / _ROOFLINE_SHARPNESS)
         return larger * joined
-
-    def _measured_flops(self, num_rows: int) -> float:
-        """Between two measured numbers of rows, linear in the time that the product takes."""
-        rows, rates = self.rates.rows, self.rates.flops_at_rows
-        if num_rows <= rows[0]:
-            return rates[0] * num_rows / rows[0]  # time is that of the fewest rows measured
-        if num_rows >= rows[-1]:
-            return rates[-1]
-        above = bisect_left(rows, num_rows)
-        low, high = rows[above - 1], rows[above]
-        share = (num_rows - low) / (high - low)
-        seconds = (1 - share) * low / rates[above - 1] + share * high / rates[above]
-        return num_rows / seconds
 
     def _communication_s(self, shape: StepShape) -> float:
         cost, rates, priors = self.cost, self.rates, self.priors

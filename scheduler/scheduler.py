@@ -189,9 +189,15 @@ class Scheduler:
         """
         if not self._running or self._prefix_to_admit() is not None:
             return 0
-        if any(sequence.num_uncomputed_tokens != 1 for sequence in self._running):
-            return 0
-        return self._num_steps_with_blocks(min(map(self._num_tokens_left, self._running)) - 1)
+        longest = self.config.max_model_len
+        left = longest
+        for sequence in self._running:
+            num_tokens = len(sequence.token_ids)
+            if num_tokens - sequence.num_computed_tokens != 1:
+                return 0
+            end = len(sequence.request.prompt_token_ids) + sequence.request.sampling.max_tokens
+            left = min(left, longest - num_tokens, end - num_tokens)
+        return self._num_steps_with_blocks(left - 1)
 
     def advance(self, num_steps: int, token_id: int) -> None:
         """Does what ``num_steps`` steady steps would, as if each had sampled ``token_id``.
@@ -229,13 +235,6 @@ class Scheduler:
     def _num_blocks_missing(self, sequence: Sequence, num_steps: int) -> int:
         needed = self._num_blocks_for(sequence.num_tokens + num_steps - 1)
         return max(0, needed - len(sequence.block_table))
-
-    def _num_tokens_left(self, sequence: Sequence) -> int:
-        """Output tokens until the sequence finishes at the latest."""
-        return min(
-            sequence.request.sampling.max_tokens - sequence.num_output_tokens,
-            self.config.max_model_len - sequence.num_tokens,
-        )
 
     # ------------------------------------------------------------------ parts of a step
 

@@ -1,0 +1,324 @@
+"""Every configuration worth considering on one kind of device, and why others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+from planner.ledger import DTYPE_BYTES
+from planner.slo import Slo
+from planner.workload import DEFAULT_CONCURRENCY, Workload
+from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
+from profiles.model_spec import AttentionKind, ModelSpec
+from profiles.numerics import (
+    SCHEMES,
+    Support,
+    Verdict,
+    WeightScheme,
+    check_dtype,
+    check_engine,
+    check_kv_dtype,
+    check_scheme,
+)
+
+ENGINES = ("vllm", "native")
+OBJECTIVES = ("goodput", "throughput", "latency", "devices")
+DEFAULT_QUALITY_BITS = 8
+LEAST_QUALITY_BITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The user's own decisions, by the engine's names; None leaves one to the planner."""
+
+    engine: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    replicas: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    block_size: int | None = None
+    num_kv_blocks: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    enable_prefix_caching: bool | None = None
+    max_prefill_chunk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that a plan answers."""
+
+    model: str
+    spec: ModelSpec
+    hardware: Hardware
+    workload: Workload = field(default_factory=lambda: Workload(concurrency=DEFAULT_CONCURRENCY))
+    slo: Slo = field(default_factory=Slo)
+    objective: str | None = None
+    quality_bits: int | None = None
+    """Fewest bits that weights may be quantized to; None is 8, or fewer if nothing else fits."""
+    pins: Pins = field(default_factory=Pins)
+    available_bytes: int | None = None
+    """Memory that is free on the host at hand; None is all of the device's."""
+
+
+class PinError(ValueError):
+    """A decision of the user's that cannot be carried out; one line, with what would do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """How a model could be laid out on a group of devices, before its limits are chosen."""
+
+    profile: AcceleratorProfile
+    engine: str
+    dtype: str
+    scheme: WeightScheme
+    compute: str
+    """Key of ``dense_flops`` that the layers' products run at; ``16bit`` is that of ``dtype``."""
+    kv_dtype: str
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    replicas: int
+    emulated: str = ""
+    """Which of its numerics are emulated, and how; empty when all are native."""
+
+    @property
+    def num_devices(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.replicas
+
+    @property
+    def kv_dtype_bytes(self) -> float:
+        return 1.0 if self.kv_dtype in ("fp8", "int8") else DTYPE_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        parts = [self.engine]
+        parts.append(self.dtype if self.scheme.name == "none" else self.scheme.name)
+        if self.kv_dtype != "auto":
+            parts.append(f"{self.kv_dtype} KV")
+        parts.append(f"TP {self.tensor_parallel_size}")
+        if self.pipeline_parallel_size > 1:
+            parts.append(f"PP {self.pipeline_parallel_size}")
+        if self.replicas > 1:
+            parts.append(f"x{self.replicas}")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    replicas: int
+
+
+@dataclass(slots=True)
+class Enumeration:
+    """Candidates found, and what was ruled out by rule rather than by number."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    ruled_out: dict[str, str] = field(default_factory=dict)
+    """Alternative → reason."""
+
+
+def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int) -> Enumeration:
+    """All candidates on ``group`` whose weights keep at least ``least_bits``.
+
+    Raises:
+        PinError: a pinned decision is impossible on this device or for this model.
+    """
+    found = Enumeration()
+    for engine in _engines(question.pins, group.profile, found):
+        dtypes = _dtypes(question, group.profile, engine)
+        schemes = list(_schemes(question, group.profile, engine, least_bits, found))
+        kv_dtypes = list(_kv_dtypes(question, group.profile, engine, found))
+        for layout in _layouts(question, group, found):
+            for dtype, (scheme, verdict), (kv_dtype, kv_verdict) in product(
+                dtypes, schemes, kv_dtypes
+            ):
+                found.candidates.append(
+                    Candidate(
+                        profile=group.profile,
+                        engine=engine,
+                        dtype=dtype,
+                        scheme=scheme,
+                        compute=verdict.compute,
+                        kv_dtype=kv_dtype,
+                        tensor_parallel_size=layout.tensor_parallel_size,
+                        pipeline_parallel_size=layout.pipeline_parallel_size,
+                        replicas=layout.replicas,
+                        emulated=_emulated((scheme.name, verdict), (kv_dtype, kv_verdict)),
+                    )
+                )
+    return found
+
+
+def _engines(pins: Pins, profile: AcceleratorProfile, found: Enumeration) -> Iterator[str]:
+    if pins.engine is not None and pins.engine not in ENGINES:
+        raise PinError(f"engine {pins.engine!r} is unknown (known: {', '.join(ENGINES)})")
+    wanted = (pins.engine,) if pins.engine else _preferred(profile)
+    reasons = []
+    for engine in wanted:
+        verdict = check_engine(engine, profile)
+        if verdict.support is Support.UNSUPPORTED:
+            reasons.append(f"engine {engine}: {verdict.reason}")
+            found.ruled_out[f"engine {engine}"] = verdict.reason
+            continue
+        yield engine
+        if not pins.engine:
+            return  # the preferred one that runs there
+    if reasons:
+        raise PinError("; ".join(reasons))
+
+
+def _preferred(profile: AcceleratorProfile) -> tuple[str, ...]:
+    return ("native", "vllm") if profile.is_cpu else ("vllm", "native")
+
+
+def _dtypes(question: Question, profile: AcceleratorProfile, engine: str) -> list[str]:
+    """Types of activations, the preferred one first: the checkpoint's own where the device has it.
+
+    On a CPU float32: there the products of 16 bits give answers that depend on the batch, and
+    bfloat16 is for models that do not fit otherwise.
+    """
+    pinned = question.pins.dtype
+    if pinned is not None:
+        if pinned not in DTYPE_BYTES:
+            raise PinError(f"dtype must be one of {', '.join(DTYPE_BYTES)}, not {pinned!r}")
+        verdict = check_dtype(pinned, profile, engine)
+        if verdict.support is Support.UNSUPPORTED:
+            raise PinError(f"dtype {pinned}: {verdict.reason}{_instead(verdict.nearest)}")
+        return [pinned]
+    stored = question.spec.dtype if question.spec.dtype in DTYPE_BYTES else "bfloat16"
+    if profile.is_cpu:
+        return ["float32"] if stored == "float32" else ["float32", "bfloat16"]
+    wanted = "bfloat16" if stored == "float32" else stored
+    verdict = check_dtype(wanted, profile, engine)
+    return [wanted if verdict.support is Support.NATIVE else verdict.nearest or "float16"]
+
+
+def _schemes(
+    question: Question,
+    profile: AcceleratorProfile,
+    engine: str,
+    least_bits: int,
+    found: Enumeration,
+) -> Iterator[tuple[WeightScheme, Verdict]]:
+    stored = question.spec.quantization
+    pinned = question.pins.quantization
+    if pinned is not None and pinned not in SCHEMES:
+        raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
+    if stored is not None and pinned not in (None, stored.scheme):
+        raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
+    fixed = stored.scheme if stored is not None else pinned
+    for name, scheme in SCHEMES.items():
+        if fixed is not None and name != fixed:
+            continue
+        verdict = check_scheme(name, profile, engine)
+        if verdict.support is Support.UNSUPPORTED:
+            if fixed is not None:
+                raise PinError(f"quantization {name}: {verdict.reason}{_instead(verdict.nearest)}")
+            found.ruled_out[f"quantization {name}"] = verdict.reason
+        elif fixed is None and scheme.quality_bits < least_bits:
+            found.ruled_out[f"quantization {name}"] = (
+                f"{scheme.quality_bits} bits, below the quality floor of {least_bits}"
+            )
+        elif fixed is None and not scheme.online and least_bits >= DEFAULT_QUALITY_BITS:
+            found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
+        else:
+            yield scheme, verdict
+
+
+def _kv_dtypes(
+    question: Question, profile: AcceleratorProfile, engine: str, found: Enumeration
+) -> Iterator[tuple[str, Verdict]]:
+    pinned = question.pins.kv_cache_dtype
+    for name in (pinned,) if pinned else ("auto", "fp8"):
+        verdict = check_kv_dtype(name, profile, engine)
+        if verdict.support is Support.UNSUPPORTED:
+            if pinned:
+                raise PinError(
+                    f"kv_cache_dtype {name}: {verdict.reason}{_instead(verdict.nearest)}"
+                )
+            found.ruled_out[f"{name} KV cache"] = verdict.reason
+        else:
+            yield name, verdict
+
+
+def _emulated(weights: tuple[str, Verdict], kv: tuple[str, Verdict]) -> str:
+    named = ((weights[0], weights[1]), (f"{kv[0]} KV", kv[1]))
+    return "; ".join(
+        f"{name}: {verdict.reason}"
+        for name, verdict in named
+        if verdict.support is Support.EMULATED
+    )
+
+
+def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iterator[_Layout]:
+    """Splits over the devices that the model and the pins allow."""
+    pins, spec = question.pins, question.spec
+    any_layout = False
+    for tp in _sizes(pins.tensor_parallel_size, group.count):
+        reason = why_not_tensor_parallel(spec, tp)
+        if reason is None and group.profile.is_cpu and tp > 1:
+            reason = "one host is one device"
+        if reason is not None:
+            if pins.tensor_parallel_size:
+                raise PinError(f"tensor_parallel_size {tp}: {reason}")
+            found.ruled_out[f"TP {tp}"] = reason
+            continue
+        for pp in _sizes(pins.pipeline_parallel_size, group.count // tp):
+            if pp > spec.num_layers:
+                continue
+            for replicas in _replicas(question, group.count // (tp * pp)):
+                any_layout = True
+                yield _Layout(tp, pp, replicas)
+    if not any_layout:
+        asked = {
+            "tensor_parallel_size": pins.tensor_parallel_size,
+            "pipeline_parallel_size": pins.pipeline_parallel_size,
+            "replicas": pins.replicas,
+        }
+        wanted = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
+        have = f"{group.count} x {group.profile.name}"
+        raise PinError(f"{wanted or 'no layout'} does not fit on {have}")
+
+
+def _replicas(question: Question, most: int) -> list[int]:
+    """As many as there is room for, or any number where devices are to be saved."""
+    pinned = question.pins.replicas
+    if pinned is not None:
+        return [pinned] if pinned <= most else []
+    return list(range(1, most + 1)) if question.objective == "devices" else [most]
+
+
+def _sizes(pinned: int | None, most: int) -> list[int]:
+    if pinned is not None:
+        return [pinned] if pinned <= most else []
+    return [size for size in range(1, most + 1) if size & (size - 1) == 0 or size in (3, 6)]
+
+
+def why_not_tensor_parallel(spec: ModelSpec, size: int) -> str | None:
+    """Why the model cannot be split over ``size`` devices; None when it can."""
+    if size == 1:
+        return None
+    for attention in {layer.attention for layer in spec.layers}:
+        heads, kv_heads = attention.num_heads, attention.num_kv_heads
+        if heads % size:
+            return f"{heads} attention heads do not divide by {size}"
+        latent = attention.kind in (AttentionKind.LATENT, AttentionKind.RECURRENT)
+        if not latent and kv_heads % size and size % kv_heads:
+            return f"{kv_heads} KV heads neither divide by {size} nor into it"
+    for mlp in {layer.mlp for layer in spec.layers}:
+        for width in (mlp.intermediate_size, mlp.expert_intermediate_size):
+            if width % size:
+                return f"an intermediate size of {width} does not divide by {size}"
+    return None
+
+
+def _instead(nearest: str | None) -> str:
+    return f"; {nearest} works" if nearest else ""

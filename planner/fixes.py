@@ -1,0 +1,121 @@
+"""The shortest ways out of a refusal: each is tried before it is suggested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.candidates import (
+    DEFAULT_QUALITY_BITS,
+    LEAST_QUALITY_BITS,
+    PinError,
+    Pins,
+    Question,
+)
+from planner.ledger import GIB
+from planner.sizing import size_all
+from profiles.accelerator import DeviceGroup
+from profiles.numerics import SCHEMES
+
+_MOST_FIXES = 4
+_MULTIPLES = (2, 3, 4, 6, 8, 12, 16)
+_SHORTEST_WORTH_HAVING = 256
+
+
+def suggest_fixes(question: Question, group: DeviceGroup) -> tuple[str, ...]:
+    """Changes with which the model would fit, those that cost least first."""
+    fixes = []
+    for fix in _fixes_that_work(question, group):
+        fixes.append(fix)
+        if len(fixes) == _MOST_FIXES:
+            break
+    return tuple(fixes)
+
+
+def _fixes_that_work(question: Question, group: DeviceGroup) -> Iterator[str]:
+    length = _longest_that_fits(question, group)
+    if length:
+        yield f"max length {length} (--max-model-len {length})"
+    pins = question.pins
+    if pins.kv_cache_dtype is None and _fits(question, group, kv_cache_dtype="fp8"):
+        yield "fp8 KV cache (--kv-cache-dtype fp8)"
+    if pins.tensor_parallel_size and _fits(question, group, tensor_parallel_size=None):
+        yield "another tensor parallel size (leave --tensor-parallel-size out)"
+    yield from _quantizations(question, group)
+    for multiple in _MULTIPLES:
+        count = group.count * multiple
+        free = replace(question.pins, tensor_parallel_size=None, replicas=None)
+        more = replace(group, count=count)
+        if not group.profile.is_cpu and _fits_with(replace(question, pins=free), more):
+            yield f"{count} devices (--on {count}x{group.profile.name})"
+            return
+    memory_bytes = _memory_that_fits(question, group)
+    if memory_bytes:
+        yield f"a device with {memory_bytes / GIB:.0f} GiB of memory"
+
+
+def _memory_that_fits(question: Question, group: DeviceGroup) -> int:
+    """Bytes that each device would need to have; 0 when memory is not what lacks."""
+    has = group.profile.memory_bytes
+    for step in range(1, 65):
+        size = int(has.value * (1 + step / 4)) if step < 12 else int(has.value * step / 2)
+        profile = replace(group.profile, memory_bytes=replace(has, value=size))
+        roomy = replace(question, available_bytes=None)
+        if _fits_with(roomy, replace(group, profile=profile)):
+            return size
+    return 0
+
+
+def _quantizations(question: Question, group: DeviceGroup) -> Iterator[str]:
+    if question.spec.quantization is not None:
+        return
+    for name, scheme in sorted(SCHEMES.items(), key=lambda item: -item[1].quality_bits):
+        if name in ("none", question.pins.quantization):
+            continue
+        if _fits(question, group, quantization=name):
+            how = "" if scheme.online else ", from a checkpoint quantized beforehand"
+            yield f"{scheme.quality_bits}-bit weights (--quantization {name}{how})"
+            return
+
+
+def _longest_that_fits(question: Question, group: DeviceGroup) -> int:
+    """Tokens of the longest sequence that would fit; 0 when not even a short one does."""
+    asked = question.pins.max_model_len or question.workload.longest_request
+    low, high = 0, asked
+    while high - low > max(16, asked // 256):
+        middle = (low + high) // 2
+        shorter = _with_length(question, middle)
+        if middle >= _SHORTEST_WORTH_HAVING and _fits_with(shorter, group):
+            low = middle
+        elif middle < _SHORTEST_WORTH_HAVING:
+            break
+        else:
+            high = middle
+    return low // 16 * 16
+
+
+def _with_length(question: Question, length: int) -> Question:
+    workload = replace(
+        question.workload,
+        input=replace(question.workload.input, kind="fixed", first=float(max(1, length // 2))),
+        output=replace(question.workload.output, kind="fixed", first=float(max(1, length // 2))),
+        prefix_tokens=0,
+        trace=(),
+    )
+    pins = replace(question.pins, max_model_len=length)
+    return replace(question, pins=pins, workload=workload)
+
+
+def _fits(question: Question, group: DeviceGroup, **changes: str | int | None) -> bool:
+    pins: Pins = replace(question.pins, **changes)  # type: ignore[arg-type]
+    return _fits_with(replace(question, pins=pins), group)
+
+
+def _fits_with(question: Question, group: DeviceGroup) -> bool:
+    least_bits = question.quality_bits or (
+        LEAST_QUALITY_BITS if question.pins.quantization else DEFAULT_QUALITY_BITS
+    )
+    try:
+        return bool(size_all(question, group, least_bits).fitting)
+    except PinError:
+        return False

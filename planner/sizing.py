@@ -1,0 +1,268 @@
+"""Making a candidate concrete: its limits, its memory ledger, its step-time model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from planner.candidates import Candidate, PinError, Question, enumerate_candidates
+from planner.ledger import DTYPE_BYTES, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
+from profiles.accelerator import DeviceGroup
+from profiles.hardware import link_between
+from profiles.model_spec import ModelSpec, TensorRole
+from profiles.numerics import WeightScheme
+from profiles.priors import priors_for
+from profiles.step_cost import QUANTIZED_ROLES, WeightFormat, step_cost
+from profiles.step_time import DeviceRates, RateCurve, StepTimeModel
+from scheduler.config import SchedulerConfig
+
+_DTYPE_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_CPU_STEP_S = 0.5
+"""Longest step that a running request should have to wait for its next token on a CPU."""
+_CPU_MOST_TOKENS = 512
+"""Beyond this the matrix products gain nothing from more rows on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a step and a sequence."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A candidate that fits, with its limits and its ledger."""
+
+    candidate: Candidate
+    limits: Limits
+    ledger: MemoryLedger
+    model: StepTimeModel
+
+    @property
+    def num_lanes(self) -> int:
+        """Batches that proceed side by side: each pipeline stage of each replica holds one."""
+        return self.candidate.replicas * self.candidate.pipeline_parallel_size
+
+    def lane_config(self, enable_prefix_caching: bool) -> SchedulerConfig:
+        """The scheduler of one lane; stages of a pipeline share the replica's KV cache."""
+        lanes = self.candidate.pipeline_parallel_size
+        limits = self.limits
+        seqs = max(1, limits.max_num_seqs // lanes)
+        blocks = self.ledger.num_kv_blocks // lanes
+        return SchedulerConfig(
+            num_blocks=blocks,
+            block_size=limits.block_size,
+            max_num_seqs=seqs,
+            max_num_batched_tokens=max(limits.max_num_batched_tokens, seqs + 1),
+            max_model_len=min(limits.max_model_len, blocks * limits.block_size),
+            # vLLM's own scheduler gives the first prompt all it wants.
+            share_prefill=self.candidate.engine != "vllm",
+            enable_prefix_caching=enable_prefix_caching,
+        )
+
+
+def weight_format(spec: ModelSpec, scheme: WeightScheme, dtype: str) -> WeightFormat:
+    """How the scheme holds this model's weights."""
+    other = DTYPE_BYTES[dtype]
+    if scheme.name == "none":
+        return WeightFormat(other, other)
+    stored = spec.quantization
+    roles = QUANTIZED_ROLES if stored is None else frozenset(stored.roles) or QUANTIZED_ROLES
+    return WeightFormat(scheme.bits_per_weight / 8, other, roles - {TensorRole.NORM})
+
+
+def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -> StepTimeModel:
+    """The step-time model of one replica of a candidate."""
+    profile, tp = candidate.profile, candidate.tensor_parallel_size
+    dtype_key = _DTYPE_KEYS[candidate.dtype]
+    dense = profile.dense_flops.get(dtype_key) or profile.dense_flops["fp32"]
+    linear = profile.dense_flops.get(candidate.compute, dense)
+    measured = [
+        rate
+        for rate in profile.linear_rates
+        if rate.dtype == (dtype_key if candidate.scheme.name == "none" else candidate.scheme.name)
+    ]
+    link = link_between(group, tp)
+    hop = link_between(group, group.count)
+    model = StepTimeModel(
+        cost=step_cost(
+            spec,
+            weight_format(spec, candidate.scheme, candidate.dtype),
+            kv_dtype_bytes=candidate.kv_dtype_bytes,
+            activation_dtype_bytes=DTYPE_BYTES[candidate.dtype],
+            tensor_parallel_size=tp,
+        ),
+        rates=DeviceRates(
+            bandwidth_bytes_per_s=profile.bandwidth_bytes_per_s.value,
+            linear_flops=linear.value,
+            dense_flops=dense.value,
+            link_bytes_per_s=link.bytes_per_s.value,
+            hop_bytes_per_s=hop.bytes_per_s.value,
+            linear_curve=RateCurve(
+                tuple(float(rate.num_rows) for rate in measured),
+                tuple(rate.flops.value for rate in measured),
+            )
+            if measured
+            else None,
+        ),
+        priors=priors_for(profile, candidate.engine),
+        pipeline_parallel_size=candidate.pipeline_parallel_size,
+    )
+    return _with_fit(model, spec, candidate)
+
+
+def _with_fit(model: StepTimeModel, spec: ModelSpec, candidate: Candidate) -> StepTimeModel:
+    """The model with what calibration learned of it on this device, if it did."""
+    for fit in candidate.profile.fits:
+        fitted_for = (fit.engine, fit.model, fit.dtype, fit.quantization)
+        wanted = (candidate.engine, spec.fingerprint, candidate.dtype, candidate.scheme.name)
+        if fitted_for == wanted:
+            return model.with_fit(fit)
+    return model
+
+
+def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: Limits) -> Sized:
+    """Draws up the ledger of a candidate under these limits.
+
+    A length that the user did not ask for shrinks to what the KV cache holds, as long as the
+    workload's requests still fit.
+
+    Raises:
+        DoesNotFitError: not even then.
+    """
+    pins = question.pins
+    demand = MemoryDemand(
+        spec=question.spec,
+        engine=candidate.engine,
+        weights=weight_format(question.spec, candidate.scheme, candidate.dtype),
+        dtype=candidate.dtype,
+        kv_dtype_bytes=candidate.kv_dtype_bytes,
+        tensor_parallel_size=candidate.tensor_parallel_size,
+        pipeline_parallel_size=candidate.pipeline_parallel_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        block_size=limits.block_size,
+    )
+    device_bytes = int(candidate.profile.memory_bytes.value)
+    taken = 0 if question.available_bytes is None else device_bytes - question.available_bytes
+    ledger = draw_up_ledger(
+        demand,
+        device_bytes=device_bytes,
+        is_cpu=candidate.profile.is_cpu,
+        taken_bytes=max(0, taken),
+        utilization=pins.gpu_memory_utilization,
+        kv_cache_bytes=pins.kv_cache_memory_bytes,
+        num_kv_blocks=pins.num_kv_blocks,
+    )
+    capacity = ledger.num_kv_blocks * limits.block_size
+    lanes = candidate.pipeline_parallel_size
+    if capacity // lanes < limits.max_model_len:
+        shortest = min(needed_length(question), limits.max_model_len)
+        if pins.max_model_len is not None or capacity // lanes < shortest:
+            raise DoesNotFitError(
+                f"the KV cache holds {capacity // lanes} tokens of the "
+                f"{pins.max_model_len or shortest} that one request may need",
+                shortfall_bytes=(shortest - capacity) * ledger.kv_block_bytes // limits.block_size,
+            )
+        limits = replace(limits, max_model_len=capacity // lanes)
+    return Sized(candidate, limits, ledger, step_time_model(question.spec, candidate, group))
+
+
+def needed_length(question: Question) -> int:
+    """Tokens that one sequence must be able to reach."""
+    return question.pins.max_model_len or min(
+        question.workload.longest_request, question.spec.max_model_len
+    )
+
+
+@dataclass(slots=True)
+class Sizing:
+    """Candidates that fit on a group of devices, and why the others do not."""
+
+    fitting: list[Sized] = field(default_factory=list)
+    rejected: dict[str, str] = field(default_factory=dict)
+    """Alternative → reason."""
+    nearest_miss: str = ""
+    """Of those that do not fit, why the one that lacks least does not."""
+
+
+def size_all(question: Question, group: DeviceGroup, least_bits: int) -> Sizing:
+    """Sizes every candidate whose weights keep at least ``least_bits``.
+
+    Raises:
+        PinError: a pinned decision is impossible.
+    """
+    found = enumerate_candidates(question, group, least_bits)
+    sizing = Sizing(rejected=dict(found.ruled_out))
+    least_shortfall: int | None = None
+    for candidate in found.candidates:
+        try:
+            sizing.fitting.append(_size_with_defaults(question, candidate, group))
+        except DoesNotFitError as error:
+            sizing.rejected[str(candidate)] = str(error)
+            if least_shortfall is None or error.shortfall_bytes < least_shortfall:
+                least_shortfall = error.shortfall_bytes
+                sizing.nearest_miss = f"{candidate}: {error}"
+    return sizing
+
+
+def _size_with_defaults(question: Question, candidate: Candidate, group: DeviceGroup) -> Sized:
+    """Under the engine's default limits, or smaller ones when their buffers do not fit."""
+    last: DoesNotFitError | None = None
+    for limits in default_limits(question, candidate):
+        try:
+            return size(question, candidate, group, limits)
+        except DoesNotFitError as error:
+            last = error
+    assert last is not None
+    raise last
+
+
+def default_limits(question: Question, candidate: Candidate) -> list[Limits]:
+    """Limits to try first, the roomiest first; what the user pinned stays.
+
+    For vLLM its own defaults (256 sequences, 2048 tokens); for a CPU 64 sequences and as many
+    tokens as keep a step near half a second.
+    """
+    pins = question.pins
+    spec = question.spec
+    length = pins.max_model_len or spec.max_model_len
+    if candidate.profile.is_cpu:
+        choices = [(64, cpu_token_budget(candidate, spec.num_active_parameters)), (8, 64)]
+    else:
+        choices = [(256, 2048), (64, 1024), (16, 512)]
+    limits = []
+    for seqs, tokens in choices:
+        seqs, tokens = _pinned(pins.max_num_seqs, pins.max_num_batched_tokens, seqs, tokens)
+        limits.append(Limits(seqs, tokens, length, pins.block_size or 16))
+    return list(dict.fromkeys(limits))
+
+
+def _pinned(
+    pinned_seqs: int | None, pinned_tokens: int | None, seqs: int, tokens: int
+) -> tuple[int, int]:
+    """``(max_num_seqs, max_num_batched_tokens)``: what is set wins, the other follows it."""
+    if pinned_seqs is not None:
+        seqs = pinned_seqs
+        tokens = max(tokens, 2 * seqs)
+    if pinned_tokens is not None:
+        tokens = pinned_tokens
+        if pinned_seqs is None:
+            seqs = min(seqs, max(1, tokens // 2))
+        elif tokens <= pinned_seqs:
+            raise PinError(
+                f"max_num_batched_tokens ({tokens}) must exceed max_num_seqs ({pinned_seqs}), or "
+                "prompts could wait for ever"
+            )
+    return seqs, tokens
+
+
+def cpu_token_budget(candidate: Candidate, num_parameters: int) -> int:
+    """Tokens per step that keep a full step near ``_CPU_STEP_S`` (2 operations per weight)."""
+    peak = candidate.profile.dense_flops["fp32"].value
+    affordable = _CPU_STEP_S * 0.5 * peak / (2 * num_parameters)
+    return max(128, min(_CPU_MOST_TOKENS, int(affordable)))
