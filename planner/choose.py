@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from planner import explain
@@ -20,7 +20,7 @@ from planner.fixes import suggest_fixes
 from planner.ledger import DoesNotFitError, MemoryLedger
 from planner.plan import LedgerView, Plan, Pool, Refusal, Rejected, Settings
 from planner.predict import Simulated, run
-from planner.rank import clearly_better, objective_of, promise, ranking
+from planner.rank import Score, clearly_better, objective_of, promise, ranking
 from planner.sizing import Limits, Sized, size, size_all
 from profiles.accelerator import DeviceGroup
 from profiles.hardware import describe_hardware
@@ -28,6 +28,7 @@ from profiles.numerics import Support, check_kv_dtype
 
 _SURVIVORS = 4
 """Candidates that are simulated; the formula ranks the others well enough."""
+_MOST_SEQS = 1024
 _LEAST_ATTAINMENT = 0.5
 """Share of requests that must meet the targets for a plan to be one."""
 
@@ -133,62 +134,72 @@ def _tune(
     question: Question,
     group: DeviceGroup,
     best: Simulated,
-    rank: Callable[[Simulated], tuple[float, ...]],
+    rank: Callable[[Simulated], Score],
     outcome: Outcome,
 ) -> Simulated:
     """Tries other limits and a smaller KV cache; a default is left only for a clear gain."""
-    for what, candidate, limits in _variations(question, group, best.sized):
-        try:
-            other = run(question, size(question, candidate, group, limits))
-        except DoesNotFitError as error:
-            outcome.rejected[what] = str(error)
-            continue
-        if _is_worth(question, candidate, best, rank(other), rank(best)):
-            outcome.rejected[explain.variation(best.sized)] = explain.by_comparison(
-                question, best, other
-            )
-            best = other
-        else:
-            outcome.rejected[what] = explain.by_comparison(question, other, best)
+    for variations in (_token_budgets, _sequence_limits, _kv_caches):
+        for candidate, limits in variations(question, best.sized):
+            what = explain.variation(candidate, limits)
+            try:
+                other = run(question, size(question, candidate, group, limits))
+            except DoesNotFitError as error:
+                outcome.rejected[what] = str(error)
+                continue
+            if _is_worth(question, candidate, best, rank(other), rank(best)):
+                winner, loser = other, best
+            else:
+                winner, loser = best, other
+            what = explain.variation(loser.sized.candidate, loser.sized.limits)
+            outcome.rejected[what] = explain.by_comparison(question, loser, winner)
+            best = winner
     return best
 
 
-def _variations(
-    question: Question, group: DeviceGroup, sized: Sized
-) -> Iterator[tuple[str, Candidate, Limits]]:
-    candidate = sized.candidate
-    for limits in _other_limits(question, sized):
-        yield explain.limits(limits), candidate, limits
-    if candidate.kv_dtype == "auto" and question.pins.kv_cache_dtype is None:
-        verdict = check_kv_dtype("fp8", candidate.profile, candidate.engine)
-        if verdict.support is Support.NATIVE:
-            yield "fp8 KV cache", replace(candidate, kv_dtype="fp8"), sized.limits
+Variations = list[tuple[Candidate, Limits]]
 
 
-def _other_limits(question: Question, sized: Sized) -> list[Limits]:
+def _token_budgets(question: Question, sized: Sized) -> Variations:
+    if question.pins.max_num_batched_tokens is not None or sized.candidate.profile.is_cpu:
+        return []
+    limits = sized.limits
+    return [
+        (sized.candidate, replace(limits, max_num_batched_tokens=tokens))
+        for tokens in (512, 8192)
+        if tokens > limits.max_num_seqs and tokens != limits.max_num_batched_tokens
+    ]
+
+
+def _sequence_limits(question: Question, sized: Sized) -> Variations:
+    """As many places as the workload has sequences for, where that is more than there are."""
     pins, limits = question.pins, sized.limits
-    others = []
-    if pins.max_num_batched_tokens is None and not sized.candidate.profile.is_cpu:
-        for tokens in (512, 8192):
-            if tokens > limits.max_num_seqs:
-                others.append(replace(limits, max_num_batched_tokens=tokens))
-    demand = question.workload.concurrency
-    if pins.max_num_seqs is None:
-        lanes = sized.candidate.replicas
-        wanted = 1024 if demand is None else -(-demand // lanes)
-        if wanted > limits.max_num_seqs and not sized.candidate.profile.is_cpu:
-            tokens = max(limits.max_num_batched_tokens, 2 * wanted)
-            if pins.max_num_batched_tokens is None or tokens == limits.max_num_batched_tokens:
-                others.append(replace(limits, max_num_seqs=wanted, max_num_batched_tokens=tokens))
-    return others
+    if pins.max_num_seqs is not None or sized.candidate.profile.is_cpu:
+        return []
+    concurrency = question.workload.concurrency
+    seqs = _MOST_SEQS if concurrency is None else -(-concurrency // sized.candidate.replicas)
+    tokens = pins.max_num_batched_tokens or max(limits.max_num_batched_tokens, 2 * seqs)
+    if seqs <= limits.max_num_seqs or tokens <= seqs:
+        return []
+    wider = replace(limits, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+    return [(sized.candidate, wider)]
+
+
+def _kv_caches(question: Question, sized: Sized) -> Variations:
+    candidate = sized.candidate
+    if candidate.kv_dtype != "auto" or question.pins.kv_cache_dtype is not None:
+        return []
+    verdict = check_kv_dtype("fp8", candidate.profile, candidate.engine)
+    if verdict.support is not Support.NATIVE:
+        return []
+    return [(replace(candidate, kv_dtype="fp8"), sized.limits)]
 
 
 def _is_worth(
     question: Question,
     candidate: Candidate,
     best: Simulated,
-    new: tuple[float, ...],
-    old: tuple[float, ...],
+    new: Score,
+    old: Score,
 ) -> bool:
     """Whether a variation's gain is clear; one that costs quality must make targets be met."""
     if candidate.kv_dtype != best.sized.candidate.kv_dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.candidates import DEFAULT_QUALITY_BITS, Question
+from planner.candidates import DEFAULT_QUALITY_BITS, Candidate, Question
 from planner.estimate import Estimate
 from planner.plan import Percentiles, Prediction
 from planner.predict import Simulated
@@ -25,13 +25,12 @@ _TERM_WORDS = {
 }
 
 
-def limits(some: Limits) -> str:
-    return f"max_num_seqs {some.max_num_seqs}, max_num_batched_tokens {some.max_num_batched_tokens}"
-
-
-def variation(sized: Sized) -> str:
-    kv = "" if sized.candidate.kv_dtype == "auto" else f", {sized.candidate.kv_dtype} KV cache"
-    return limits(sized.limits) + kv
+def variation(candidate: Candidate, limits: Limits) -> str:
+    words = (
+        f"max_num_seqs {limits.max_num_seqs}, "
+        f"max_num_batched_tokens {limits.max_num_batched_tokens}"
+    )
+    return words if candidate.kv_dtype == "auto" else f"{words}, {candidate.kv_dtype} KV cache"
 
 
 def by_estimate(question: Question, guess: Estimate) -> str:

@@ -31,7 +31,7 @@ _FEWEST_REQUESTS = 24
 _MOST_REQUESTS = 1024
 _SIMULATED_TURNS = 60_000
 
-REQUEST_OVERHEAD_S = {"vllm": 8e-3, "native": 3e-3}
+REQUEST_OVERHEAD_S = {"vllm": 12e-3, "native": 3e-3}
 """HTTP, tokenizing and the way to the engine and back, once per request; measured with one-token
 prompts on the native engine's server, estimated for vLLM's."""
 
