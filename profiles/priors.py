@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,6 +11,13 @@ from typing import Any
 from profiles.accelerator import AcceleratorProfile
 from profiles.catalog import read_yaml
 from profiles.step_time import Priors
+
+_SHARE_OF_ACHIEVABLE = 0.95
+"""Of the best rate that a sweep over matrix sizes finds, a model's own sizes reach this."""
+
+
+_SHARE_OF_ACHIEVABLE = 0.95
+"""Of the best rate that a sweep over matrix sizes finds, a model's own sizes reach this."""
 
 
 def priors_for(profile: AcceleratorProfile, engine: str) -> Priors:
@@ -22,8 +30,22 @@ def priors_for(profile: AcceleratorProfile, engine: str) -> Priors:
     """
     for entry in _entries():
         if entry["engine"] == engine and profile.vendor in entry["vendors"]:
-            return Priors(**(entry["values"] | _known(profile, engine)))
+            return Priors(
+                **(entry["values"] | _achievable(profile, entry) | _known(profile, engine))
+            )
     raise ValueError(f"nothing is known of the engine {engine} on {profile.vendor} devices")
+
+
+def _achievable(profile: AcceleratorProfile, entry: Mapping[str, Any]) -> dict[str, float]:
+    """What products reach on this very device, where someone measured it."""
+    shares = [
+        figure.value / profile.dense_flops[key].value
+        for key, figure in profile.achievable_flops.items()
+        if key in profile.dense_flops
+    ]
+    if not shares or not entry.get("matmul_from_achievable", False):
+        return {}
+    return {"matmul": _SHARE_OF_ACHIEVABLE * sum(shares) / len(shares)}
 
 
 def _known(profile: AcceleratorProfile, engine: str) -> dict[str, float]:
