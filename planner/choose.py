@@ -55,7 +55,6 @@ class Outcome:
     """What came of one group of devices."""
 
     group: DeviceGroup
-    share: float = 1.0
     best: Simulated | None = None
     rejected: dict[str, str] = field(default_factory=dict)
     refusal: Refusal | None = None
@@ -67,18 +66,18 @@ def _check(question: Question) -> None:
         known = ", ".join(OBJECTIVES)
         raise PinError(f"objective {question.objective!r} is unknown (known: {known})")
     pins, spec = question.pins, question.spec
-    longest = question.workload.longest_request
-    limit = pins.max_model_len or spec.max_model_len
     if pins.max_model_len is not None and pins.max_model_len > spec.max_model_len:
         raise PinError(
             f"max_model_len {pins.max_model_len} is more than the model's own {spec.max_model_len}"
         )
+    for pin in dataclasses.fields(pins):
+        value = getattr(pins, pin.name)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise PinError(f"{pin.name} must be at least 1, not {value}")
+    longest = question.workload.longest_request
+    limit = pins.max_model_len or spec.max_model_len
     if longest > limit:
         raise PinError(f"the workload's requests reach {longest} tokens, but the limit is {limit}")
-    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "replicas"):
-        value = getattr(pins, name)
-        if value is not None and value < 1:
-            raise PinError(f"{name} must be at least 1, not {value}")
     if pins.gpu_memory_utilization is not None and not 0 < pins.gpu_memory_utilization <= 1:
         raise PinError(f"gpu_memory_utilization {pins.gpu_memory_utilization} is not in (0, 1]")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from planner.candidates import Question
 from planner.estimate import Estimate, estimate
+from planner.host import host_overheads
 from planner.plan import Interval, Percentiles, Prediction
 from planner.simulate import (
     SimulatedRequest,
@@ -30,10 +31,6 @@ _THOROUGH_REQUESTS = 240
 _FEWEST_REQUESTS = 24
 _MOST_REQUESTS = 1024
 _SIMULATED_TURNS = 60_000
-
-REQUEST_OVERHEAD_S = {"vllm": 12e-3, "native": 3e-3}
-"""HTTP, tokenizing and the way to the engine and back, once per request; measured with one-token
-prompts on the native engine's server, estimated for vLLM's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def predict(question: Question, sized: Sized, most: int, *, scale: float = 1.0) 
         sized.model.scaled(scale),
         concurrency=workload.concurrency,
         prefix_tokens=workload.prefix_tokens,
-        request_overhead_s=REQUEST_OVERHEAD_S[sized.candidate.engine],
+        host=host_overheads(sized.candidate.profile, sized.candidate.engine),
         max_steps=_SIMULATED_TURNS,
     )
 

@@ -1,8 +1,8 @@
 """The server in virtual time: the real scheduler, with the step-time model for an executor.
 
-Nothing is executed and nobody waits, so a minute of serving takes milliseconds. What is not
-modelled: HTTP and tokenizing (their cost is part of the first token's overhead, see
-``request_overhead_s``) and stop tokens (every output has the length that the workload says).
+Nothing is executed and nobody waits, so a minute of serving takes milliseconds. HTTP and
+tokenizing are what ``planner.host`` says of them; stop tokens are not modelled (every output has
+the length that the workload says).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from planner.host import HostOverheads
 from planner.workload import Ask
 from profiles.latency import RequestTimes
 from profiles.step_cost import StepShape
@@ -24,6 +25,7 @@ from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
 
 PLACEHOLDER_TOKEN = 0
+NO_OVERHEADS = HostOverheads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,15 @@ class _InFlight:
 class _Clients:
     """Who asks next: arrivals in time order, or the next request of a client that was answered.
 
-    A request reaches the engine ``overhead_s`` after it was sent, give or take a half: without
-    that jitter requests that end in one step would stay together for ever.
+    A request reaches the engine ``request_s`` after the front end took it up, give or take a
+    half: without that jitter requests that end in one step would stay together for ever. The
+    front end takes up the next one ``request_work_s`` later.
     """
 
-    def __init__(self, asks: Sequence[Ask], concurrency: int | None, overhead_s: float) -> None:
+    def __init__(self, asks: Sequence[Ask], concurrency: int | None, host: HostOverheads) -> None:
         self._rng = random.Random(len(asks))
-        self._overhead_s = overhead_s
+        self._host = host
+        self._front_end_free_s = 0.0
         self._rest: Iterator[Ask] = iter(asks)
         self._arrivals: list[tuple[float, int, float, Ask]] = []
         self._number = 0
@@ -113,7 +117,9 @@ class _Clients:
             yield number, sent_s, ask
 
     def _push(self, sent_s: float, ask: Ask) -> None:
-        reached_s = sent_s + self._overhead_s * self._rng.uniform(0.5, 1.5)
+        taken_up_s = max(sent_s, self._front_end_free_s)
+        self._front_end_free_s = taken_up_s + self._host.request_work_s
+        reached_s = taken_up_s + self._host.request_s * self._rng.uniform(0.5, 1.5)
         heapq.heappush(self._arrivals, (reached_s, self._number, sent_s, ask))
         self._number += 1
 
@@ -125,18 +131,18 @@ def simulate(
     *,
     concurrency: int | None = None,
     prefix_tokens: int = 0,
-    request_overhead_s: float = 0.0,
+    host: HostOverheads = NO_OVERHEADS,
     max_steps: int = 200_000,
 ) -> Simulation:
     """Serves ``asks`` in virtual time; with ``concurrency`` so many clients take turns at them.
 
-    ``request_overhead_s`` is what a request spends outside the engine before its first token.
+    ``host`` is what the server spends beside the engine's steps.
 
     Raises:
         InvalidParameterError: a request that could never run, being too long.
         SimulationTooLongError: more than ``max_steps`` leaps and steps were needed.
     """
-    return _Host(asks, config, model, concurrency, prefix_tokens, request_overhead_s).run(max_steps)
+    return _Host(asks, config, model, concurrency, prefix_tokens, host).run(max_steps)
 
 
 class _Host:
@@ -147,11 +153,14 @@ class _Host:
         model: StepTimeModel,
         concurrency: int | None,
         prefix_tokens: int,
-        request_overhead_s: float,
+        host: HostOverheads,
     ) -> None:
         self._scheduler = Scheduler(config)
         self._model = model
-        self._clients = _Clients(asks, concurrency, request_overhead_s)
+        self._clients = _Clients(asks, concurrency, host)
+        self._host = host
+        self._lost_s = 0.0
+        """What the front end took from the step that runs when requests arrive."""
         self._prefix_tokens = prefix_tokens
         self._in_flight: dict[str, _InFlight] = {}
         self._finished: list[SimulatedRequest] = []
@@ -188,6 +197,8 @@ class _Host:
 
     def _admit(self) -> None:
         for number, sent_s, ask in self._clients.take_until(self._now_s):
+            if self._in_flight:
+                self._lost_s += self._host.request_work_s
             request_id = str(number)
             self._in_flight[request_id] = _InFlight(ask, sent_s)
             sampling = SamplingParams(max_tokens=ask.output_tokens, seed=0, temperature=0.0)
@@ -216,7 +227,7 @@ class _Host:
         shape = StepShape.of(
             ((context, 1) for context in contexts), self._model.cost.windows, len(contexts)
         )
-        first_s = self._model.predict(shape).seconds
+        first_s = self._model.predict(shape).seconds + self._beside_s(shape)
         num_steps = num_steady
         if self._now_s + num_steady * first_s > self._clients.next_arrival_s:
             gap_s = self._clients.next_arrival_s - self._now_s
@@ -239,11 +250,15 @@ class _Host:
 
     def _spend(self, shape: StepShape, num_steps: int) -> None:
         step = self._model.predict(shape)
-        self._now_s += num_steps * step.seconds
+        self._now_s += num_steps * (step.seconds + self._beside_s(shape)) + self._lost_s
+        self._lost_s = 0.0
         self._busy_s += num_steps * step.seconds
         self._extrapolated_s += num_steps * step.seconds * step.extrapolated
         self._num_steps += num_steps
         self._most_sequences = max(self._most_sequences, shape.num_sequences)
+
+    def _beside_s(self, shape: StepShape) -> float:
+        return self._host.step_s + self._host.token_s * shape.num_sampled
 
     def _take_in(self, output: SequenceOutput) -> None:
         request = self._in_flight[output.request_id]

@@ -281,7 +281,7 @@ def _read_ask(line: str, where: str) -> Ask:
 
 
 def _with_trace(values: dict[str, str]) -> Workload:
-    others = set(values) - {"trace", "prefix", "seed"}
+    others = set(values) - {"trace", "prefix"}
     if others:
         raise WorkloadError(f"workload: a trace already says {', '.join(sorted(others))}")
     return Workload(

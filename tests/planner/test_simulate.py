@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from planner.host import HostOverheads
 from planner.simulate import SimulationTooLongError, simulate
 from planner.sizing import size_all
 from planner.workload import Ask, Workload
@@ -98,7 +99,8 @@ def test_a_small_pool_preempts_and_still_finishes(model: StepTimeModel) -> None:
 
 def test_the_overhead_of_a_request_comes_before_its_first_token(model: StepTimeModel) -> None:
     plain = simulate([Ask(0.0, 100, 2)], CONFIG, model).requests[0]
-    slow = simulate([Ask(0.0, 100, 2)], CONFIG, model, request_overhead_s=1.0).requests[0]
+    host = HostOverheads(request_s=1.0)
+    slow = simulate([Ask(0.0, 100, 2)], CONFIG, model, host=host).requests[0]
     assert 0.5 <= slow.first_token_s - plain.first_token_s <= 1.5
 
 
