@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -147,10 +146,9 @@ def summarize(
     times = [request.times for request in requests]
     spread = sized.model.relative_spread
     faster, slower = bounds or (None, None)
-    span_s = max(1e-9, _span_s(workload, simulation, requests))
-    num_shares = question.workload.shares(sized.num_lanes)
-    rate = len(requests) / span_s * num_shares
-    tokens = sum(r.output_tokens for r in requests) / span_s * num_shares
+    rate = _rate_per_s(workload, simulation, requests)
+    rate *= question.workload.shares(sized.num_lanes)
+    tokens = rate * sum(r.output_tokens for r in requests) / len(requests)
     met = sum(question.slo.is_met(t) for t in times) / len(times)
 
     def percentiles(name: str) -> Percentiles:
@@ -198,18 +196,18 @@ def _steady_requests(workload: Workload, simulation: Simulation) -> Sequence[Sim
     return steady or requests
 
 
-def _span_s(
+def _rate_per_s(
     workload: Workload, simulation: Simulation, requests: Sequence[SimulatedRequest]
 ) -> float:
-    if workload.concurrency is None or workload.num_requests is not None:
-        return simulation.duration_s
-    # Full concurrency lasts until the last request has been sent.
-    first = min(r.arrival_s for r in requests)
-    last = max(r.last_token_s for r in requests)
-    mean_s = sum(r.last_token_s - r.arrival_s for r in requests) / len(requests)
-    if last - first <= 0:
-        return simulation.duration_s
-    return len(requests) * mean_s / workload.concurrency
+    """Requests per second of one lane in the steady state."""
+    if workload.num_requests is None and workload.concurrency is not None:
+        # Little's law: the clients are always waiting for an answer, each for the mean time.
+        mean_s = sum(r.last_token_s - r.arrival_s for r in requests) / len(requests)
+        return workload.concurrency / max(mean_s, 1e-9)
+    served = len(requests) / max(simulation.duration_s, 1e-9)
+    if workload.mean_rate is None or _falls_behind(simulation):
+        return served
+    return workload.mean_rate
 
 
 def _quantiles(
@@ -224,9 +222,14 @@ def _quantiles(
 def is_overloaded(question: Question, sized: Sized, simulation: Simulation) -> bool:
     """Whether requests of an open workload arrive faster than they are served."""
     rate = question.workload.share(sized.num_lanes).mean_rate
-    if rate is None or len(simulation.requests) < 8:
+    return rate is not None and _falls_behind(simulation)
+
+
+def _falls_behind(simulation: Simulation) -> bool:
+    """Whether the last requests waited as only a growing queue makes them wait."""
+    if len(simulation.requests) < _FEWEST_REQUESTS:
         return False
     arrivals_s = simulation.requests[-1].arrival_s
     lag_s = simulation.duration_s - arrivals_s
     longest = max(r.last_token_s - r.first_token_s for r in simulation.requests)
-    return math.isfinite(rate) and lag_s > 0.25 * arrivals_s + 2 * longest
+    return lag_s > 0.25 * arrivals_s + 2 * longest
