@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -19,14 +18,14 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, SimulatedConfig
+from engine.environment import engine_environment
 from engine.messages import (
     AbortRequest,
     AddRequest,
     EngineLog,
     EngineReady,
     FromEngine,
-    Launch,
     Progress,
     RequestRefused,
     Shutdown,
@@ -35,6 +34,7 @@ from engine.messages import (
     decode_from_engine,
     encode,
     encode_launch,
+    launch_message,
 )
 from engine.protocol import (
     EngineError,
@@ -58,26 +58,21 @@ _STALL_S = 300.0
 this is the longest that a single step may take."""
 _CLOSE_GRACE_S = 5.0
 
-_ENVIRONMENT_DEFAULTS = {
-    # Compute threads that wait actively keep the core they wait for from the thread that has the
-    # work, whenever anything else runs beside them: the HTTP process on a small machine, say. A
-    # matrix product of 50 us then takes 16 ms (2 cores, one other busy process, torch 2.13).
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
 _Delivery = SequenceOutput | EngineError
 
 
 class EngineClient:
-    """The native engine in a process of its own, as an ``engine.protocol.Engine``.
+    """An engine in a process of its own, native or simulated, as an ``engine.protocol.Engine``.
 
     At most ``max_queued_requests`` requests wait beside those that fit into a step; one more is
     refused with ``EngineUnavailableError``.
     """
 
-    def __init__(self, config: EngineConfig, max_queued_requests: int = 256) -> None:
+    def __init__(
+        self, config: EngineConfig | SimulatedConfig, max_queued_requests: int = 256
+    ) -> None:
         self.config = config
-        self._max_requests = config.scheduler.max_num_seqs + max_queued_requests
+        self._max_requests = config.max_num_seqs + max_queued_requests
         self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
         self._stats = EngineStats()
@@ -209,13 +204,13 @@ class EngineClient:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "engine.process"),
                 stdin=asyncio.subprocess.PIPE,
-                env=_ENVIRONMENT_DEFAULTS | os.environ,
+                env=engine_environment(),
             )
             self._process = process
             reader = asyncio.create_task(self._read(self._socket))
             try:
                 assert process.stdin is not None
-                process.stdin.write(encode_launch(Launch(endpoint, self.config)))
+                process.stdin.write(encode_launch(launch_message(endpoint, self.config)))
                 process.stdin.close()
                 return await self._watch(process, reader)
             finally:
@@ -267,11 +262,7 @@ class EngineClient:
         elif isinstance(message, EngineLog):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, EngineReady):
-            logger.info(
-                "engine ready in %.1f s, %s attention",
-                message.load_seconds,
-                message.attention_backend,
-            )
+            logger.info("engine ready in %.1f s, %s", message.load_seconds, message.detail)
             if self._health.state is not EngineState.DRAINING:
                 self._set_state(EngineState.READY)
             self._ready.set()

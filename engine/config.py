@@ -1,16 +1,17 @@
-"""What an engine is started with."""
+"""What an engine process is started with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything the engine process needs, decided before it starts.
+    """Everything the native engine's process needs, decided before it starts.
 
     ``scheduler.num_blocks`` is the number of KV blocks that ``planner.ledger`` found room for.
     """
@@ -25,3 +26,53 @@ class EngineConfig:
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences in progress at once."""
+        return self.scheduler.max_num_seqs
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence that any request may have."""
+        return self.scheduler.max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedPool:
+    """Lanes that are alike: replicas of one layout on devices of one kind.
+
+    A lane is a batch that proceeds by itself, with a scheduler of its own: each pipeline stage of
+    each replica holds one (``planner.sizing.Sized.num_lanes``).
+    """
+
+    hardware: str
+    num_lanes: int
+    share: float
+    """Of the requests, relative to the other pools."""
+    scheduler: SchedulerConfig
+    """Of each lane."""
+    step_time: StepTimeModel
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedConfig:
+    """Everything the simulated engine's process needs."""
+
+    pools: tuple[SimulatedPool, ...]
+    vocab_size: int
+    """Of the tokenizer that the server reads the tokens with."""
+    placeholder: tuple[int, ...]
+    """Token ids of the text that every answer repeats."""
+    end_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer whose length nobody asked for."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences in progress at once, in all lanes."""
+        return sum(pool.num_lanes * pool.scheduler.max_num_seqs for pool in self.pools)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of the longest sequence that any request may have, whichever lane gets it."""
+        return min(pool.scheduler.max_model_len for pool in self.pools)

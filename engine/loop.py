@@ -51,6 +51,11 @@ class EngineLoop:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until ``step`` has something to do; None while there is no work at all."""
+        return 0.0 if self.has_work else None
+
     def handle(self, messages: Iterable[ToEngine]) -> None:
         """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice."""
         for message in messages:

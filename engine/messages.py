@@ -6,19 +6,29 @@ context and nothing is ever unpickled.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import msgspec
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, SimulatedConfig
 from engine.protocol import EngineStats
 from scheduler.request import Request
 from scheduler.step_plan import SequenceOutput
 
 
-class Launch(msgspec.Struct, frozen=True):
+class Launch(msgspec.Struct, frozen=True, tag=True):
     """Standard input of an engine process: where to connect and what to run."""
 
     endpoint: str
     config: EngineConfig
+
+
+class SimulatedLaunch(msgspec.Struct, frozen=True, tag=True):
+    """The same for a process that simulates an engine."""
+
+    endpoint: str
+    config: SimulatedConfig
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
@@ -39,7 +49,8 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded and the first step has been tried."""
 
     load_seconds: float
-    attention_backend: str
+    detail: str
+    """What people may want to know of it: the attention backend, or what is simulated."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
@@ -69,20 +80,36 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = AddRequest | AbortRequest | Shutdown
+AnyLaunch = Launch | SimulatedLaunch
 FromEngine = EngineReady | StartFailed | RequestRefused | EngineLog | Progress
+
+
+def _path(kind: type[Any], value: Any) -> Path:
+    if kind is not Path:
+        raise NotImplementedError(f"no message holds a {kind.__name__}")
+    return Path(value)
+
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_launch: msgspec.msgpack.Decoder[AnyLaunch] = msgspec.msgpack.Decoder(AnyLaunch, dec_hook=_path)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
-def encode_launch(launch: Launch) -> bytes:
-    """JSON for standard input; paths travel as strings."""
-    return msgspec.json.encode(launch, enc_hook=str)
+def launch_message(endpoint: str, config: EngineConfig | SimulatedConfig) -> AnyLaunch:
+    """What a process of the configuration's kind of engine is started with."""
+    if isinstance(config, SimulatedConfig):
+        return SimulatedLaunch(endpoint, config)
+    return Launch(endpoint, config)
 
 
-def decode_launch(data: bytes) -> Launch:
-    return msgspec.json.decode(data, type=Launch, dec_hook=lambda kind, value: kind(value))
+def encode_launch(launch: AnyLaunch) -> bytes:
+    """For standard input; paths travel as strings."""
+    return msgspec.msgpack.encode(launch, enc_hook=str)
+
+
+def decode_launch(data: bytes) -> AnyLaunch:
+    return _launch.decode(data)
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:

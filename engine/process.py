@@ -1,6 +1,6 @@
 """The engine process: loads the model, connects to the server process and runs the loop.
 
-Started as ``python -m engine.process`` with a ``Launch`` on its standard input. It has no
+Started as ``python -m engine.process`` with a launch message on its standard input. It has no
 threads of its own beside torch's compute threads: messages are looked at between steps, and
 waited for when there is nothing to do.
 """
@@ -13,17 +13,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import zmq
 
 from engine.loop import EngineLoop
 from engine.messages import (
+    AnyLaunch,
     EngineLog,
     EngineReady,
     FromEngine,
     Launch,
     Shutdown,
+    SimulatedLaunch,
     StartFailed,
     ToEngine,
     decode_launch,
@@ -37,6 +40,21 @@ logger = logging.getLogger("engine.process")
 _IDLE_REPORT_S = 1.0
 """Longest silence of an idle engine; also how soon it notices that its server is gone."""
 _SEND_LINGER_MS = 1000
+
+
+class Loop(Protocol):
+    """What this process runs: ``EngineLoop`` or ``SimulatedLoop``."""
+
+    @property
+    def wait_s(self) -> float | None: ...
+
+    def handle(self, messages: Iterable[ToEngine]) -> None: ...
+
+    def step(self) -> None: ...
+
+    def report(self) -> None: ...
+
+    def idle(self) -> None: ...
 
 
 def main() -> int:
@@ -66,12 +84,13 @@ def main() -> int:
         socket.close()
         return 1
     while os.getppid() == parent:
-        timeout_s = 0.0 if loop.has_work else _IDLE_REPORT_S
-        messages = list(_receive(socket, timeout_s))
+        wait_s = loop.wait_s
+        longest_s = _IDLE_REPORT_S if wait_s is None else min(wait_s, _IDLE_REPORT_S)
+        messages = list(_receive(socket, longest_s))
         if any(isinstance(message, Shutdown) for message in messages):
             break
         loop.handle(messages)
-        if loop.has_work:
+        if loop.wait_s is not None:
             loop.step()
         elif not messages:
             loop.idle()
@@ -88,25 +107,43 @@ class _ForwardToServer(logging.Handler):
         self._send_message(EngineLog(record.name, record.levelno, self.format(record)))
 
 
-def _start(launch: Launch, send: Callable[[FromEngine], None]) -> EngineLoop:
-    """Loads the model and tries one step, so that "ready" means ready."""
+def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
+    """Makes everything ready for requests, so that "ready" means ready."""
     started = time.perf_counter()
+    loop, detail = (
+        _start_simulated(launch, send)
+        if isinstance(launch, SimulatedLaunch)
+        else _start_native(launch, send)
+    )
+    # What exists now stays: keep the garbage collector from walking it during steps.
+    gc.collect()
+    gc.freeze()
+    send(EngineReady(load_seconds=time.perf_counter() - started, detail=detail))
+    loop.report()
+    return loop
+
+
+def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
+    """Loads the model and tries one step."""
     from engine.native.runner import ModelRunner  # takes torch in: seconds, so not before now
 
     runner = ModelRunner(launch.config)
     runner.warm_up()
-    loop = EngineLoop(Scheduler(launch.config.scheduler), runner, runner.spec.vocab_size, send)
-    # What exists now stays: keep the garbage collector from walking it during steps.
-    gc.collect()
-    gc.freeze()
-    send(
-        EngineReady(
-            load_seconds=time.perf_counter() - started,
-            attention_backend=runner.attention_backend,
-        )
-    )
-    loop.report()
-    return loop
+    scheduler = Scheduler(launch.config.scheduler)
+    loop = EngineLoop(scheduler, runner, runner.spec.vocab_size, send)
+    return loop, f"{runner.attention_backend} attention"
+
+
+def _start_simulated(
+    launch: SimulatedLaunch, send: Callable[[FromEngine], None]
+) -> tuple[Loop, str]:
+    from engine.simulated.lanes import SimulatedLoop
+
+    pools = launch.config.pools
+    num_lanes = sum(pool.num_lanes for pool in pools)
+    detail = f"simulating {'+'.join(pool.hardware for pool in pools)}"
+    batches = f"{num_lanes} batches" if num_lanes > 1 else "one batch"
+    return SimulatedLoop(launch.config, send), f"{detail}, {batches} at a time"
 
 
 def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> Iterator[ToEngine]:

@@ -1,104 +1,129 @@
-"""From what the user asked for to a complete engine configuration."""
+"""From a plan to what an engine is started with."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.config import EngineConfig
-from planner.batch import default_token_budget
-from planner.ledger import DTYPE_BYTES, plan_memory
-from profiles.detect import Host
-from profiles.model_spec import ModelSpec
+from engine.config import EngineConfig, SimulatedConfig, SimulatedPool
+from planner.candidates import LEAST_QUALITY_BITS, Pins, Question
+from planner.plan import Plan, Pool, Settings
+from planner.sizing import Sized, size_all
+from profiles.accelerator import Hardware
 from scheduler.config import SchedulerConfig
 
-logger = logging.getLogger(__name__)
+_PINNED_SETTINGS = {field.name for field in dataclasses.fields(Settings)} & {
+    field.name for field in dataclasses.fields(Pins)
+} - {"gpu_memory_utilization"}
+"""What of a plan decides its memory; the share of memory that was taken only follows from it."""
 
-_DEFAULT_MAX_NUM_SEQS = 64
-_DEFAULT_BLOCK_SIZE = 16
+
+class PlanRefusedError(ValueError):
+    """There is no plan, or it cannot be carried out here; one line with what would help."""
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOverrides:
-    """The user's own choices; None leaves the decision to Ridgeline."""
+class NativeOptions:
+    """The user's choices for the native engine that are no part of a plan."""
 
-    dtype: str | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    max_prefill_chunk: int | None = None
-    block_size: int | None = None
-    kv_cache_memory_bytes: int | None = None
-    num_kv_blocks: int | None = None
-    enable_prefix_caching: bool | None = None
-    num_threads: int | None = None
-    attention_backend: str | None = None
+    num_threads: int = 0
+    """Compute threads; 0 takes one for each core this process may use."""
+    attention_backend: str = "auto"
 
 
-def resolve_engine_config(
-    model_dir: Path, spec: ModelSpec, host: Host, overrides: EngineOverrides
-) -> EngineConfig:
-    """Decides everything that the user left open.
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What the simulated engine says, in tokens of the tokenizer that the server reads with."""
+
+    vocab_size: int
+    placeholder: tuple[int, ...]
+    end_token_ids: tuple[int, ...] = ()
+
+
+def accepted(plan: Plan) -> Plan:
+    """The plan if it is one.
 
     Raises:
-        ValueError: the choices contradict each other, the model or the machine; one clear line.
+        PlanRefusedError: it is a refusal.
     """
-    dtype = overrides.dtype or "float32"
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPE_BYTES)}, not {dtype!r}")
-    num_threads = _positive("threads", overrides.num_threads) or host.num_cores
-    block_size = _positive("block_size", overrides.block_size) or _DEFAULT_BLOCK_SIZE
-    max_num_seqs, token_budget = _batch_limits(spec, num_threads, overrides)
-    wanted_len = _positive("max_model_len", overrides.max_model_len) or spec.max_model_len
-    if wanted_len > spec.max_model_len:
-        raise ValueError(
-            f"max_model_len {wanted_len} is more than the model's own {spec.max_model_len}"
-        )
-    ledger = plan_memory(
-        spec,
-        dtype=dtype,
-        block_size=block_size,
-        wanted_tokens=max_num_seqs * -(-wanted_len // block_size) * block_size,
-        available_bytes=host.available_memory_bytes,
-        kv_cache_bytes=_positive("kv_cache_memory", overrides.kv_cache_memory_bytes),
-        num_kv_blocks=_positive("num_kv_blocks", overrides.num_kv_blocks),
-    )
-    capacity = ledger.num_kv_blocks * block_size
-    if capacity < wanted_len and overrides.max_model_len is None:
-        logger.info("max_model_len is %d, all that the KV cache holds", capacity)
-        wanted_len = capacity
+    if plan.refusal is None:
+        return plan
+    fixes = "; ".join(plan.refusal.fixes)
+    raise PlanRefusedError(plan.refusal.reason + (f"; what would do: {fixes}" if fixes else ""))
+
+
+def pins_of(settings: Settings, user: Pins | None = None) -> Pins:
+    """Everything that the settings decide, under the user's own decisions."""
+    values = {name: getattr(settings, name) for name in _PINNED_SETTINGS}
+    if user is not None:
+        asked = {field.name: getattr(user, field.name) for field in dataclasses.fields(Pins)}
+        values |= {name: value for name, value in asked.items() if value is not None}
+        if user.kv_cache_memory_bytes is not None and user.num_kv_blocks is None:
+            del values["num_kv_blocks"]
+    return Pins(**values)
+
+
+def size_pinned(question: Question) -> Sized:
+    """The one configuration that is left when everything is pinned, on the first group.
+
+    Raises:
+        PinError: a setting is impossible on this hardware or for this model.
+        PlanRefusedError: it does not fit into memory.
+    """
+    sizing = size_all(question, question.hardware[0], LEAST_QUALITY_BITS)
+    if not sizing.fitting:
+        raise PlanRefusedError(sizing.nearest_miss or "no configuration fits")
+    return sizing.fitting[0]
+
+
+def native_config(
+    model_dir: Path, sized: Sized, pins: Pins, options: NativeOptions
+) -> EngineConfig:
+    """What the native engine is started with."""
     return EngineConfig(
         model_dir=model_dir,
-        dtype=dtype,
-        num_threads=num_threads,
-        attention_backend=overrides.attention_backend or "auto",
-        scheduler=SchedulerConfig(
-            num_blocks=ledger.num_kv_blocks,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=token_budget,
-            max_model_len=wanted_len,
-            max_prefill_chunk=overrides.max_prefill_chunk,
-            enable_prefix_caching=overrides.enable_prefix_caching is not False,
-        ),
+        dtype=sized.candidate.dtype,
+        num_threads=options.num_threads,
+        attention_backend=options.attention_backend,
+        scheduler=_scheduler(sized, pins),
     )
 
 
-def _batch_limits(spec: ModelSpec, num_threads: int, overrides: EngineOverrides) -> tuple[int, int]:
-    """``(max_num_seqs, max_num_batched_tokens)``: what is set wins, the other follows it."""
-    max_num_seqs = _positive("max_num_seqs", overrides.max_num_seqs)
-    budget = _positive("max_num_batched_tokens", overrides.max_num_batched_tokens)
-    if max_num_seqs is None:
-        max_num_seqs = _DEFAULT_MAX_NUM_SEQS
-        if budget is not None:
-            max_num_seqs = min(max_num_seqs, max(1, budget // 2))
-    if budget is None:
-        budget = default_token_budget(spec.num_parameters, num_threads, max_num_seqs)
-    return max_num_seqs, budget
+def simulated_config(
+    question: Question, pools: Sequence[Pool], hardware: Sequence[Hardware], voice: Voice
+) -> SimulatedConfig:
+    """What the engine is started with that keeps the time of ``pools``.
+
+    ``hardware`` has the devices of each pool. The question's pins override the pools' settings.
+
+    Raises:
+        PinError: a setting is impossible on this hardware or for this model.
+        PlanRefusedError: it does not fit into the devices' memory.
+    """
+    simulated = []
+    for pool, devices in zip(pools, hardware, strict=True):
+        # All of the memory: how much of it was taken is what the plan has decided already.
+        pins = replace(pins_of(pool.plan, question.pins), gpu_memory_utilization=1.0)
+        sized = size_pinned(replace(question, hardware=devices, pins=pins))
+        simulated.append(
+            SimulatedPool(
+                hardware=pool.hardware,
+                num_lanes=sized.num_lanes,
+                share=pool.share,
+                scheduler=_scheduler(sized, pins),
+                step_time=sized.model,
+            )
+        )
+    return SimulatedConfig(
+        pools=tuple(simulated),
+        vocab_size=voice.vocab_size,
+        placeholder=voice.placeholder,
+        end_token_ids=voice.end_token_ids,
+    )
 
 
-def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-    return value
+def _scheduler(sized: Sized, pins: Pins) -> SchedulerConfig:
+    config = sized.lane_config(pins.enable_prefix_caching is not False)
+    return replace(config, max_prefill_chunk=pins.max_prefill_chunk)

@@ -28,7 +28,10 @@ from profiles.numerics import Support, check_kv_dtype
 
 _SURVIVORS = 4
 """Candidates that are simulated; the formula ranks the others well enough."""
+_MANY = 256
+"""Sequences at once from which on simulating takes its time."""
 _MOST_SEQS = 1024
+MAX_CLIENTS_PER_DEVICE = 1024
 _LEAST_ATTAINMENT = 0.5
 """Share of requests that must meet the targets for a plan to be one."""
 
@@ -78,6 +81,13 @@ def _check(question: Question) -> None:
     limit = pins.max_model_len or spec.max_model_len
     if longest > limit:
         raise PinError(f"the workload's requests reach {longest} tokens, but the limit is {limit}")
+    clients = question.workload.concurrency or 0
+    most_clients = MAX_CLIENTS_PER_DEVICE * sum(group.count for group in question.hardware)
+    if clients > most_clients:
+        raise PinError(
+            f"concurrency={clients} is more than {most_clients} ({MAX_CLIENTS_PER_DEVICE} for each "
+            "device), which is as many as are simulated"
+        )
     if pins.gpu_memory_utilization is not None and not 0 < pins.gpu_memory_utilization <= 1:
         raise PinError(f"gpu_memory_utilization {pins.gpu_memory_utilization} is not in (0, 1]")
 
@@ -113,9 +123,10 @@ def _choose(
     rank = ranking(question)
     estimates = [(sized, estimate(question, sized)) for sized in fitting]
     estimates.sort(key=lambda pair: promise(question, *pair), reverse=True)
-    for sized, guess in estimates[_SURVIVORS:]:
+    num_survivors = _SURVIVORS if estimates[0][1].num_running < _MANY else _SURVIVORS // 2
+    for sized, guess in estimates[num_survivors:]:
         outcome.rejected[str(sized.candidate)] = explain.by_estimate(question, guess)
-    simulated = [run(question, sized) for sized, _ in estimates[:_SURVIVORS]]
+    simulated = [run(question, sized) for sized, _ in estimates[:num_survivors]]
     simulated.sort(key=rank, reverse=True)
     best = simulated[0]
     for other in simulated[1:]:

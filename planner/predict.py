@@ -83,7 +83,8 @@ def _num_requests(question: Question, sized: Sized, guess: Estimate, thorough: b
     if workload.concurrency is not None:
         # The first wave is left out, see ``_steady_requests``.
         waves = 4 if thorough else 2
-        return max(_FEWEST_REQUESTS, waves * workload.concurrency)
+        more = min((waves - 1) * workload.concurrency, least)
+        return max(_FEWEST_REQUESTS, workload.concurrency + more)
     if workload.is_offline:
         batches = 3 if thorough else 2
         return min(_MOST_REQUESTS, max(least, int(batches * guess.num_running)))

@@ -198,14 +198,17 @@ def size_all(question: Question, group: DeviceGroup, least_bits: int) -> Sizing:
     """
     found = enumerate_candidates(question, group, least_bits)
     sizing = Sizing(rejected=dict(found.ruled_out))
-    least_shortfall: int | None = None
+    nearest: tuple[bool, int] | None = None
     for candidate in found.candidates:
         try:
             sizing.fitting.append(_size_with_defaults(question, candidate, group))
         except DoesNotFitError as error:
             sizing.rejected[str(candidate)] = str(error)
-            if least_shortfall is None or error.shortfall_bytes < least_shortfall:
-                least_shortfall = error.shortfall_bytes
+            # What nobody asked for (a smaller type) does not explain the refusal.
+            is_plain = candidate.kv_dtype == "auto" and candidate.dtype == found.candidates[0].dtype
+            distance = (not is_plain, error.shortfall_bytes)
+            if nearest is None or distance < nearest:
+                nearest = distance
                 sizing.nearest_miss = f"{candidate}: {error}"
     return sizing
 

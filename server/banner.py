@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -21,13 +22,20 @@ class Banner:
     model: str
     hardware: str
     limits: str
+    plan: Mapping[str, str]
+    """What was decided and what it promises, by headings of a word or two."""
+    starting_words: str
+    """What takes the time until it is ready."""
     curl: str
     log_format: LogFormat
 
     def starting(self) -> None:
         if self.log_format is LogFormat.JSON:
             fields = {"url": self.url, "model": self.model, "hardware": self.hardware}
-            logger.info("starting", extra={"fields": {**fields, "version": self.version}})
+            fields |= {"limits": self.limits, "version": self.version}
+            logger.info("starting", extra={"fields": fields})
+            plan = {name.replace(" ", "_"): value for name, value in self.plan.items()}
+            logger.info("plan", extra={"fields": plan})
             return
         console = _console()
         console.print(f"[bold]Ridgeline {self.version}[/bold]")
@@ -36,10 +44,11 @@ class Banner:
             ("model", self.model),
             ("hardware", self.hardware),
             ("limits", self.limits),
+            *self.plan.items(),
         ):
             console.print(f"  [dim]{name:<10}[/dim] ", end="")
             console.print(value, markup=False)
-        console.print("  [dim]loading the model …[/dim]")
+        console.print(f"  [dim]{self.starting_words} …[/dim]")
 
     def ready(self, seconds: float) -> None:
         if self.log_format is LogFormat.JSON:

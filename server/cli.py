@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from server import flags
+from server.choices import EngineChoice
 from server.logs import LogFormat, LogLevel
 from server.version import ridgeline_version
 
@@ -54,12 +55,23 @@ def ridgeline(
 
 @app.command(epilog="Example: ridgeline serve Qwen/Qwen3-0.6B --port 9000 --max-num-seqs 32")
 def serve(
+    context: typer.Context,
     model: flags.Model = None,
     host: flags.Host = "127.0.0.1",
     port: flags.Port = 8000,
     served_model_name: flags.ServedModelName = None,
     api_key: flags.ServerApiKey = None,
+    plan: flags.PlanFile = None,
+    engine: flags.Engine = EngineChoice.AUTO,
+    on: flags.SimulatedOn = None,
+    slo: flags.Slo = None,
+    workload: flags.Workload = None,
     dtype: flags.Dtype = None,
+    quantization: flags.Quantization = None,
+    kv_cache_dtype: flags.KvCacheDtype = None,
+    tensor_parallel_size: flags.TensorParallelSize = None,
+    pipeline_parallel_size: flags.PipelineParallelSize = None,
+    replicas: flags.Replicas = None,
     max_model_len: flags.MaxModelLen = None,
     max_num_seqs: flags.MaxNumSeqs = None,
     max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
@@ -67,6 +79,7 @@ def serve(
     block_size: flags.BlockSize = None,
     kv_cache_memory: flags.KvCacheMemory = None,
     num_kv_blocks: flags.NumKvBlocks = None,
+    gpu_memory_utilization: flags.GpuMemoryUtilization = None,
     no_prefix_caching: flags.NoPrefixCaching = False,
     threads: flags.Threads = None,
     attention_backend: flags.AttentionBackend = None,
@@ -81,32 +94,46 @@ def serve(
     from server.serve import serve as run
     from server.settings import ServeOptions
 
-    options = ServeOptions(
-        model=model,
-        host=host,
-        port=port,
-        served_model_name=served_model_name,
-        api_key=api_key or None,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_prefill_chunk=max_prefill_chunk,
-        block_size=block_size,
-        kv_cache_memory=kv_cache_memory,
-        num_kv_blocks=num_kv_blocks,
-        enable_prefix_caching=False if no_prefix_caching else None,
-        threads=threads,
-        attention_backend=attention_backend,
-        max_queued_requests=max_queued_requests,
-        shutdown_grace_s=shutdown_grace,
-        log_format=log_format,
-        log_level=log_level,
-    )
     try:
-        return run(options)
+        return run(ServeOptions(**context.params))  # its fields have the parameters' names
     except StartupError as error:
         return _complain(str(error), 1)
+
+
+@app.command(epilog="Example: ridgeline plan Llama-3.1-70B --on 4xL40S --slo ttft=2s,tpot=50ms")
+def plan(
+    context: typer.Context,
+    model: flags.PlannedModel = None,
+    on: flags.On = "auto",
+    workload: flags.Workload = None,
+    slo: flags.Slo = None,
+    objective: flags.ObjectiveFlag = None,
+    quality_bits: flags.QualityBits = None,
+    as_json: flags.AsJson = False,
+    as_yaml: flags.AsYaml = False,
+    output: flags.Output = None,
+    engine: flags.PlannedEngine = None,
+    dtype: flags.Dtype = None,
+    quantization: flags.Quantization = None,
+    kv_cache_dtype: flags.KvCacheDtype = None,
+    tensor_parallel_size: flags.TensorParallelSize = None,
+    pipeline_parallel_size: flags.PipelineParallelSize = None,
+    replicas: flags.Replicas = None,
+    max_num_seqs: flags.MaxNumSeqs = None,
+    max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
+    max_model_len: flags.MaxModelLen = None,
+    block_size: flags.BlockSize = None,
+    num_kv_blocks: flags.NumKvBlocks = None,
+    gpu_memory_utilization: flags.GpuMemoryUtilization = None,
+) -> int:
+    """Choose a configuration for a model and say what it promises, and why."""
+    from server.plan_command import PlanOptions, run_plan
+
+    try:
+        refusal = run_plan(PlanOptions(**context.params))
+    except ValueError as error:
+        return _complain(str(error), 2)
+    return _complain(f"no plan: {refusal}", 1) if refusal else 0
 
 
 @app.command(epilog="Example: echo 'What is 2 + 2?' | ridgeline chat")
@@ -131,6 +158,60 @@ def chat(
         return run_chat(options)
     except ChatError as error:
         return _complain(str(error), 1)
+
+
+hardware = typer.Typer(
+    help="What is here and what is known of it.",
+    epilog="Example: ridgeline hardware detect",
+    no_args_is_help=True,
+)
+app.add_typer(hardware, name="hardware")
+
+
+@hardware.command(epilog="Example: ridgeline hardware detect --json")
+def detect(as_json: flags.Json = False) -> None:
+    """Show this machine's accelerators, links, processor and limits."""
+    from server.hardware_command import run_detect
+
+    run_detect(as_json)
+
+
+@hardware.command("list", epilog="Example: ridgeline hardware list --vendor amd")
+def list_devices(vendor: flags.OnlyVendor = None, as_json: flags.Json = False) -> None:
+    """List the devices that are known by name."""
+    from server.hardware_command import run_list
+
+    run_list(vendor, as_json)
+
+
+@hardware.command(epilog="Example: ridgeline hardware show H100-SXM")
+def show(name: flags.DeviceName, as_json: flags.Json = False) -> int:
+    """Show every figure of a device and where it comes from."""
+    from profiles.catalog import UnknownDeviceError
+    from server.hardware_command import run_show
+
+    try:
+        run_show(name, as_json)
+    except UnknownDeviceError as error:
+        return _complain(str(error), 2)
+    return 0
+
+
+@hardware.command(epilog="Example: ridgeline hardware calibrate --model ./my-model")
+def calibrate(
+    model: flags.CalibratedModels = None,
+    dtype: flags.CalibratedDtype = "float32",
+    threads: flags.Threads = None,
+    as_json: flags.Json = False,
+) -> int:
+    """Measure this machine; plans for it then rest on measurements. Takes under two minutes."""
+    from server.calibrate_command import CalibrateOptions, run_calibrate
+
+    try:
+        run_calibrate(CalibrateOptions(tuple(model or ()), dtype, threads, as_json))
+    except ValueError as error:
+        return _complain(str(error), 1)
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from profiles.accelerator import Vendor
+from server.choices import EngineChoice, Objective
 from server.logs import LogFormat, LogLevel
 
 # What to serve, and where.
@@ -24,8 +27,45 @@ ServerApiKey = Annotated[
     ),
 ]
 
+# What to plan for.
+PlannedModel = Annotated[
+    str | None,
+    typer.Argument(help="Directory, config.json, the name of a known model, or the bundled one."),
+]
+On = Annotated[
+    str, typer.Option(help="Hardware, such as 4xL40S or 2xH100-SXM+4xL40S; auto is what is here.")
+]
+SimulatedOn = Annotated[
+    str | None, typer.Option("--on", help="Hardware to simulate, such as 8xH100-SXM.")
+]
+Workload = Annotated[
+    str | None, typer.Option(help="What will be asked, such as input=512,output=128,rate=4.")
+]
+Slo = Annotated[str | None, typer.Option(help="Latency targets, such as ttft=500ms,tpot=50ms.")]
+ObjectiveFlag = Annotated[Objective | None, typer.Option(help="What to optimise.")]
+QualityBits = Annotated[
+    int | None, typer.Option(help="Fewest bits that weights may be quantized to.", min=1, max=32)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
+AsYaml = Annotated[bool, typer.Option("--yaml", help="Print the plan as YAML.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Write the plan to this file, for ridgeline serve --plan.")
+]
+PlanFile = Annotated[Path | None, typer.Option(help="A plan that ridgeline plan wrote.")]
+Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
+PlannedEngine = Annotated[str | None, typer.Option("--engine", help="native or vllm.")]
+
 # How the engine runs; what is not given is decided by Ridgeline.
 Dtype = Annotated[str | None, typer.Option(help="Type of weights, activations and KV cache.")]
+Quantization = Annotated[str | None, typer.Option(help="How weights are quantized, such as fp8.")]
+KvCacheDtype = Annotated[str | None, typer.Option(help="Type of the KV cache: auto, fp8.")]
+TensorParallelSize = Annotated[
+    int | None, typer.Option(help="Devices that each layer is split over.", min=1)
+]
+PipelineParallelSize = Annotated[
+    int | None, typer.Option(help="Devices that the layers are divided among.", min=1)
+]
+Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1)]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens of prompt and output together.", min=1)
 ]
@@ -38,6 +78,9 @@ BlockSize = Annotated[int | None, typer.Option(help="Tokens in a KV block.", min
 KvCacheMemory = Annotated[str | None, typer.Option(help="Memory for the KV cache, such as 4GiB.")]
 NumKvBlocks = Annotated[
     int | None, typer.Option(help="KV blocks, instead of an amount of memory.", min=1)
+]
+GpuMemoryUtilization = Annotated[
+    float | None, typer.Option(help="Share of each device's memory that the engine takes.")
 ]
 NoPrefixCaching = Annotated[
     bool, typer.Option("--no-prefix-caching", help="Share no KV blocks between requests.")
@@ -67,3 +110,21 @@ ClientApiKey = Annotated[
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", min=0.0, max=2.0)]
+
+# ``ridgeline hardware``.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+OnlyVendor = Annotated[
+    Vendor | None, typer.Option("--vendor", help="Only this vendor's.", case_sensitive=False)
+]
+DeviceName = Annotated[
+    str, typer.Argument(help="Name in the catalogue, or what the driver calls it.", metavar="NAME")
+]
+CalibratedModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", help="Model to learn beside the bundled one: directory or Hugging Face id."
+    ),
+]
+CalibratedDtype = Annotated[
+    str, typer.Option("--dtype", help="Type of the models' weights, activations and KV cache.")
+]

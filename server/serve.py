@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvloop
 
 from engine.client import EngineClient
-from engine.config import EngineConfig
+from engine.config import SimulatedConfig
 from engine.protocol import EngineError
-from engine.resolve import resolve_engine_config
-from profiles.detect import Host, detect_host
+from engine.resolve import Voice
+from engine.simulated.text import PLACEHOLDER_TEXT
+from planner.plan import Plan, read_plan
+from profiles.detect import detect_hardware
+from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
+from server import plan_words
 from server.app import create_app
 from server.banner import Banner
 from server.chat_template import ChatTemplate
+from server.choices import EngineChoice
 from server.lifecycle import bind, run_server
 from server.logs import configure_logging
-from server.model_source import ModelNotFoundError, check_files, find_model
+from server.model_source import BUNDLED_MODEL_DIR, check_files, find_facts, find_model
+from server.planning import Decision, Machine, choose_engine, decide_native, decide_simulated
 from server.served_model import ServedModel, sampling_defaults
-from server.settings import ServeOptions, base_url, curl_line, engine_overrides
+from server.settings import ServeOptions, base_url, curl_line
 from server.tokenizer import Tokenizer
 from server.version import ridgeline_version
+
+logger = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
@@ -31,11 +40,11 @@ class StartupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """All that is known of the model before its weights are read."""
+    """All that is known and decided before the engine starts."""
 
     spec: ModelSpec
-    config: EngineConfig
-    host: Host
+    decision: Decision
+    hardware: str
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     model: ServedModel
@@ -57,11 +66,13 @@ def serve(options: ServeOptions) -> int:
     with listener:
         try:
             loaded = _load(options)
-        except (ModelNotFoundError, ValueError) as error:
+        except ValueError as error:
             raise StartupError(str(error)) from error
         banner = _banner(options, loaded, listener.getsockname()[1])
         banner.starting()
-        engine = EngineClient(loaded.config, options.max_queued_requests)
+        for warning in loaded.decision.warnings:
+            logger.warning("%s", warning)
+        engine = EngineClient(loaded.decision.config, options.max_queued_requests)
         app = create_app(
             engine, loaded.tokenizer, loaded.chat_template, loaded.model, api_key=options.api_key
         )
@@ -69,7 +80,7 @@ def serve(options: ServeOptions) -> int:
             app,
             engine,
             listener,
-            shutdown_grace_s=options.shutdown_grace_s,
+            shutdown_grace_s=options.shutdown_grace,
             on_ready=lambda: banner.ready(time.perf_counter() - began),
         )
         try:
@@ -79,41 +90,91 @@ def serve(options: ServeOptions) -> int:
 
 
 def _load(options: ServeOptions) -> _Loaded:
-    source = find_model(options.model)
-    spec = ModelSpec.from_directory(source.directory)
-    check_files(source.directory)
-    host = detect_host()
-    config = resolve_engine_config(source.directory, spec, host, engine_overrides(options))
-    model = ServedModel(
-        name=options.served_model_name or source.name,
-        max_model_len=config.scheduler.max_model_len,
-        vocab_size=spec.vocab_size,
-        eos_token_ids=spec.eos_token_ids,
-        defaults=sampling_defaults(source.directory),
-        created=int(time.time()),
+    plan = None if options.plan is None else read_plan(options.plan)
+    if plan is not None and options.model is None:
+        options = replace(options, model=plan.model)
+    engine = choose_engine(options, plan)
+    detected = detect_hardware()
+    (native,) = calibrated((detected.cpu.group,))
+    machine = Machine(
+        native=native,
+        hardware=calibrated(detected.hardware),
+        num_cores=detected.host.num_cores,
+        available_bytes=detected.host.available_memory_bytes,
     )
+    if engine is EngineChoice.SIMULATED:
+        return _load_simulated(options, machine, plan)
+    return _load_native(options, machine, plan, detected.host.summary)
+
+
+def _load_native(
+    options: ServeOptions, machine: Machine, plan: Plan | None, hardware: str
+) -> _Loaded:
+    source = find_model(options.model)
+    directory = source.directory
+    spec = ModelSpec.from_directory(directory)
+    check_files(directory)
+    decision = decide_native(options, options.model or source.name, directory, spec, machine, plan)
     return _Loaded(
         spec=spec,
-        config=config,
-        host=host,
-        tokenizer=Tokenizer.from_directory(source.directory),
-        chat_template=ChatTemplate.from_directory(source.directory),
-        model=model,
+        decision=decision,
+        hardware=hardware,
+        tokenizer=Tokenizer.from_directory(directory),
+        chat_template=ChatTemplate.from_directory(directory),
+        model=ServedModel(
+            name=options.served_model_name or source.name,
+            max_model_len=decision.config.max_model_len,
+            vocab_size=spec.vocab_size,
+            eos_token_ids=spec.eos_token_ids,
+            defaults=sampling_defaults(directory),
+            created=int(time.time()),
+        ),
+    )
+
+
+def _load_simulated(options: ServeOptions, machine: Machine, plan: Plan | None) -> _Loaded:
+    """Without a tokenizer of the model's own the bundled one reads and writes: its tokens are
+    other ones, but a token takes as long."""
+    facts = find_facts(options.model)
+    directory, spoken = facts.directory, facts.spec
+    if directory is None or not (directory / "tokenizer.json").is_file():
+        directory, spoken = BUNDLED_MODEL_DIR, ModelSpec.from_directory(BUNDLED_MODEL_DIR)
+    tokenizer = Tokenizer.from_directory(directory)
+    voice = Voice(
+        vocab_size=spoken.vocab_size,
+        placeholder=tokenizer.encode(PLACEHOLDER_TEXT, add_special_tokens=False),
+        end_token_ids=spoken.eos_token_ids,
+    )
+    decision = decide_simulated(options, facts.reference, facts.spec, machine, voice, plan)
+    return _Loaded(
+        spec=facts.spec,
+        decision=decision,
+        hardware=f"{decision.plan.hardware}, simulated",
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.from_directory(directory),
+        model=ServedModel(
+            name=options.served_model_name or facts.name,
+            max_model_len=decision.config.max_model_len,
+            vocab_size=voice.vocab_size,
+            eos_token_ids=voice.end_token_ids,
+            created=int(time.time()),
+        ),
     )
 
 
 def _banner(options: ServeOptions, loaded: _Loaded, port: int) -> Banner:
-    spec, config = loaded.spec, loaded.config
+    spec, model, decision = loaded.spec, loaded.model, loaded.decision
     url = base_url(options.host, port)
-    limits = config.scheduler
+    is_simulated = isinstance(decision.config, SimulatedConfig)
     return Banner(
         version=ridgeline_version(),
         url=url,
-        model=f"{loaded.model.name} ({spec.architecture}, {parameters(spec.num_parameters)} "
-        f"parameters, {config.dtype}, up to {loaded.model.max_model_len} tokens)",
-        hardware=loaded.host.summary,
-        limits=f"{limits.max_num_seqs} sequences and {limits.max_num_batched_tokens} tokens a "
-        f"step, {limits.num_blocks} KV blocks of {limits.block_size} tokens",
+        model=f"{model.name} ({spec.architecture}, {parameters(spec.num_parameters)} "
+        f"parameters, {decision.settings.dtype}, up to {model.max_model_len} tokens)",
+        hardware=loaded.hardware,
+        limits=plan_words.limits(decision.settings),
+        plan=plan_words.summary(decision.plan),
+        starting_words="starting the simulation" if is_simulated else "loading the model",
         curl=curl_line(
             url, with_key=options.api_key is not None, is_chat=loaded.chat_template is not None
         ),

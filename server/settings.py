@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from engine.resolve import EngineOverrides
+from planner.candidates import Pins
+from server.choices import EngineChoice
 from server.logs import LogFormat, LogLevel
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
@@ -13,7 +15,26 @@ _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
+class EngineFlags:
+    """The flags that ``ridgeline serve`` and ``ridgeline plan`` share; None leaves a decision to
+    the planner. They have the engines' own names."""
+
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    replicas: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    block_size: int | None = None
+    num_kv_blocks: int | None = None
+    gpu_memory_utilization: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions(EngineFlags):
     """``ridgeline serve`` as it was typed; None where the flag was not given."""
 
     model: str | None = None
@@ -21,42 +42,41 @@ class ServeOptions:
     port: int = 8000
     served_model_name: str | None = None
     api_key: str | None = None
-    dtype: str | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
+    plan: Path | None = None
+    engine: EngineChoice = EngineChoice.AUTO
+    on: str | None = None
+    slo: str | None = None
+    workload: str | None = None
     max_prefill_chunk: int | None = None
-    block_size: int | None = None
     kv_cache_memory: str | None = None
-    num_kv_blocks: int | None = None
-    enable_prefix_caching: bool | None = None
+    no_prefix_caching: bool = False
     threads: int | None = None
     attention_backend: str | None = None
     max_queued_requests: int = 256
-    shutdown_grace_s: float = 30.0
+    shutdown_grace: float = 30.0
+    """Seconds."""
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
 
 
-def engine_overrides(options: ServeOptions) -> EngineOverrides:
-    """What the user decided for the engine; the rest is decided by ``resolve_engine_config``.
+def engine_pins(options: EngineFlags) -> Pins:
+    """What the user decided for the engine; the rest is the planner's.
 
     Raises:
-        ValueError: a size that is none.
+        ValueError: a size that is none, or a number below 1.
     """
+    pinned = {name: getattr(options, name) for name in EngineFlags.__slots__}
+    for name, value in pinned.items():
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not isinstance(options, ServeOptions):
+        return Pins(**pinned)
     memory = options.kv_cache_memory
-    return EngineOverrides(
-        dtype=options.dtype,
-        max_model_len=options.max_model_len,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_prefill_chunk=options.max_prefill_chunk,
-        block_size=options.block_size,
+    return Pins(
+        **pinned,
         kv_cache_memory_bytes=None if memory is None else parse_size(memory),
-        num_kv_blocks=options.num_kv_blocks,
-        enable_prefix_caching=options.enable_prefix_caching,
-        num_threads=options.threads,
-        attention_backend=options.attention_backend,
+        max_prefill_chunk=options.max_prefill_chunk,
+        enable_prefix_caching=False if options.no_prefix_caching else None,
     )
 
 

@@ -34,7 +34,7 @@ def test_files_and_functions_stay_one_idea_long(path: Path) -> None:
     [
         "profiles.detect, profiles.model_spec, profiles.latency",
         "scheduler.scheduler",
-        "planner.ledger, planner.batch",
+        "planner.choose",
         "engine.client, engine.resolve, engine.protocol",
         "server.cli",
         "loadtest.client, loadtest.report",

@@ -7,7 +7,6 @@ from engine.messages import (
     AbortRequest,
     AddRequest,
     FromEngine,
-    Launch,
     Progress,
     RequestRefused,
     decode_from_engine,
@@ -15,6 +14,7 @@ from engine.messages import (
     decode_to_engine,
     encode,
     encode_launch,
+    launch_message,
 )
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
@@ -109,5 +109,5 @@ def test_what_cannot_run_is_refused_and_harms_nobody(
 
 
 def test_a_launch_survives_the_way_to_another_process() -> None:
-    launch = Launch("ipc:///x", resolve())
+    launch = launch_message("ipc:///x", resolve())
     assert decode_launch(encode_launch(launch)) == launch

@@ -16,6 +16,8 @@ BANNER = Banner(
     model="tiny [5M]",
     hardware="Some CPU",
     limits="64 sequences",
+    plan={"plan": "native engine", "limited by": "memory [bandwidth]"},
+    starting_words="loading the model",
     curl="curl http://127.0.0.1:8000/v1/chat/completions -d '{\"messages\": []}' " + "x" * 100,
     log_format=LogFormat.TEXT,
 )
@@ -27,6 +29,8 @@ def test_people_are_told_everything_on_standard_output(capsys: pytest.CaptureFix
     output = capsys.readouterr().out
     for words in ("1.2.3", BANNER.url, BANNER.model, BANNER.hardware, BANNER.limits, "ready"):
         assert words in output
+    assert "limited by memory [bandwidth]" in output
+    assert "loading the model …" in output
     assert BANNER.curl in output.splitlines()[-2]
 
 
@@ -38,8 +42,12 @@ def test_programs_are_told_in_the_log(
         banner.starting()
         banner.ready(1.25)
     assert capsys.readouterr().out == ""
-    assert [record.getMessage() for record in caplog.records] == ["starting", "ready"]
-    assert json.dumps(caplog.records[1].__dict__["fields"]) == json.dumps(
+    assert [record.getMessage() for record in caplog.records] == ["starting", "plan", "ready"]
+    assert caplog.records[1].__dict__["fields"] == {
+        "plan": "native engine",
+        "limited_by": "memory [bandwidth]",
+    }
+    assert json.dumps(caplog.records[2].__dict__["fields"]) == json.dumps(
         {"url": BANNER.url, "startup_seconds": 1.25}
     )
 

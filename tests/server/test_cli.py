@@ -31,7 +31,7 @@ def test_version() -> None:
     assert run("--version").stdout == f"ridgeline {ridgeline_version()}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("chat",)])
+@pytest.mark.parametrize("command", [(), ("serve",), ("plan",), ("chat",)])
 def test_help_has_an_example(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -49,6 +49,11 @@ def test_help_has_an_example(command: tuple[str, ...]) -> None:
         (["serve", "/no/such/directory"], "/no/such/directory"),
         (["serve", "no-such-owner/no-such-model"], "no-such-owner/no-such-model"),
         (["serve", "--host", "203.0.113.1"], "203.0.113.1"),
+        (["serve", "--engine", "vllm"], "not built yet"),
+        (["serve", "--engine", "none"], "--engine"),
+        (["serve", "--on", "L40S"], "--engine simulated"),
+        (["serve", "--tensor-parallel-size", "2"], "tensor_parallel_size 2"),
+        (["serve", "--plan", "/no/such/plan.yaml"], "/no/such/plan.yaml"),
         (["chat", "--base-url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["chat", "--base-url", "nonsense"], "nonsense"),
         (["chat", "--temperature", "3"], "--temperature"),

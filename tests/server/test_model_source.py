@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 
-from server.model_source import ModelNotFoundError, check_files, find_model
+from profiles.model_library import find_known_model
+from profiles.model_spec import ModelSpecError
+from server.model_source import (
+    BUNDLED_MODEL_DIR,
+    BUNDLED_MODEL_NAME,
+    ModelNotFoundError,
+    check_files,
+    find_facts,
+    find_model,
+)
 
 
 @pytest.fixture
@@ -78,3 +88,43 @@ def test_a_failed_download_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ModelNotFoundError, match=r"^cannot download a/b: no network$"):
         find_model("a/b")
+
+
+@pytest.mark.parametrize("model", [None, BUNDLED_MODEL_NAME])
+def test_the_bundled_model_is_there_without_a_name_and_by_its_own(model: str | None) -> None:
+    assert find_model(model).directory == BUNDLED_MODEL_DIR
+    facts = find_facts(model)
+    assert (facts.name, facts.reference) == (BUNDLED_MODEL_NAME, BUNDLED_MODEL_NAME)
+    assert facts.directory == BUNDLED_MODEL_DIR
+
+
+def test_a_configuration_is_enough_to_know_a_model(tmp_path: Path) -> None:
+    config = json.dumps(find_known_model("Qwen3-0.6B").config)
+    directory = tmp_path / "qwen"
+    directory.mkdir()
+    (directory / "config.json").write_text(config)
+    (tmp_path / "other.json").write_text(config)
+    by_directory = find_facts(str(directory))
+    by_file = find_facts(str(tmp_path / "other.json"))
+    by_name = find_facts("qwen3-0.6b")
+    assert by_directory.spec == by_file.spec == by_name.spec
+    assert (by_directory.name, by_directory.directory) == ("qwen", directory)
+    assert (by_name.name, by_name.reference) == ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B")
+    assert by_name.directory is by_file.directory is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "cannot read"), ("[]", "no model configuration"), ("{}", "names no architecture")],
+)
+def test_a_bad_configuration_is_one_clear_line(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ModelSpecError, match=words) as refusal:
+        find_facts(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_name_is_told_with_its_neighbours() -> None:
+    with pytest.raises(ModelSpecError, match=r"closest: .*Llama-3\.1-70B"):
+        find_facts("Llama-3.1-70")

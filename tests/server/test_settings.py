@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from engine.resolve import EngineOverrides
-from server.settings import ServeOptions, base_url, curl_line, engine_overrides, parse_size
+from planner.candidates import Pins
+from server.settings import ServeOptions, base_url, curl_line, engine_pins, parse_size
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,17 @@ def test_no_sizes(text: str) -> None:
 
 
 def test_what_is_not_given_is_left_to_ridgeline() -> None:
-    assert engine_overrides(ServeOptions()) == EngineOverrides()
+    assert engine_pins(ServeOptions()) == Pins()
 
 
-def test_every_choice_reaches_the_engine() -> None:
+def test_every_choice_reaches_the_planner() -> None:
     options = ServeOptions(
         dtype="bfloat16",
+        quantization="fp8",
+        kv_cache_dtype="auto",
+        tensor_parallel_size=9,
+        pipeline_parallel_size=10,
+        replicas=11,
         max_model_len=1,
         max_num_seqs=2,
         max_num_batched_tokens=3,
@@ -44,12 +49,35 @@ def test_every_choice_reaches_the_engine() -> None:
         block_size=5,
         kv_cache_memory="6KiB",
         num_kv_blocks=7,
-        enable_prefix_caching=False,
-        threads=8,
-        attention_backend="torch",
+        gpu_memory_utilization=0.5,
+        no_prefix_caching=True,
     )
-    overrides = dataclasses.astuple(engine_overrides(options))
-    assert overrides == ("bfloat16", 1, 2, 3, 4, 5, 6144, 7, False, 8, "torch")
+    assert engine_pins(options) == Pins(
+        engine=None,  # what runs the plan is not what it is made for: it may be simulated
+        dtype="bfloat16",
+        quantization="fp8",
+        kv_cache_dtype="auto",
+        tensor_parallel_size=9,
+        pipeline_parallel_size=10,
+        replicas=11,
+        max_model_len=1,
+        max_num_seqs=2,
+        max_num_batched_tokens=3,
+        max_prefill_chunk=4,
+        block_size=5,
+        kv_cache_memory_bytes=6144,
+        num_kv_blocks=7,
+        gpu_memory_utilization=0.5,
+        enable_prefix_caching=False,
+    )
+    decided = [field for field in dataclasses.astuple(engine_pins(options)) if field is not None]
+    assert len(decided) == len(dataclasses.fields(Pins)) - 1
+
+
+@pytest.mark.parametrize("name", ["max_model_len", "replicas", "block_size"])
+def test_numbers_below_one_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        engine_pins(ServeOptions(**{name: 0}))  # type: ignore[arg-type]
 
 
 def test_urls_are_ones_that_a_client_can_use() -> None:

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig, SimulatedConfig
+from planner.plan import Plan, read_plan
+from profiles.model_library import find_known_model
+from profiles.model_spec import ModelSpecError
+from server.choices import EngineChoice
+from server.plan_command import PlanOptions, run_plan
+from server.planning import (
+    Decision,
+    Machine,
+    choose_engine,
+    decide_native,
+    decide_simulated,
+)
+from server.settings import ServeOptions
+from tests.engine.test_resolve import CPU, GIB, VOICE
+from tests.specs import QWEN3_0_6B
+
+MACHINE = Machine(native=CPU, hardware=(CPU,), num_cores=4, available_bytes=24 * GIB)
+LLAMA_8B = find_known_model("Llama-3.1-8B")
+
+
+def native(plan: Plan | None = None, machine: Machine = MACHINE, **flags: object) -> Decision:
+    options = ServeOptions(**flags)  # type: ignore[arg-type]
+    decision = decide_native(options, "qwen", Path("/model"), QWEN3_0_6B, machine, plan)
+    assert isinstance(decision.config, EngineConfig)
+    return decision
+
+
+def simulated(on: str | None = None, plan: Plan | None = None, **flags: object) -> SimulatedConfig:
+    options = ServeOptions(engine=EngineChoice.SIMULATED, on=on, **flags)  # type: ignore[arg-type]
+    decision = decide_simulated(options, LLAMA_8B.name, LLAMA_8B.spec, MACHINE, VOICE, plan)
+    assert isinstance(decision.config, SimulatedConfig)
+    assert decision.warnings == ()
+    return decision.config
+
+
+def write_plan(path: Path, model: str, on: str, **flags: object) -> Plan:
+    options = PlanOptions(model=model, on=on, output=path, as_json=True, **flags)  # type: ignore[arg-type]
+    assert run_plan(options) == ""
+    return read_plan(path)
+
+
+@pytest.fixture
+def native_plan(tmp_path: Path) -> Plan:
+    """For the invented machine, as if it had been made there."""
+    plan = write_plan(tmp_path / "plan.json", "Qwen3-0.6B", "4xcpu-avx2", max_model_len=4096)
+    return replace(plan, model="qwen")
+
+
+def test_without_a_plan_it_plans_for_itself() -> None:
+    decision = native()
+    assert decision.plan.status == "ok"
+    assert decision.plan.prediction is not None
+    assert decision.settings.num_kv_blocks == decision.config.scheduler.num_blocks  # type: ignore[union-attr]
+    assert decision.config.num_threads == 4  # type: ignore[union-attr]
+    assert decision.warnings == ()
+
+
+def test_flags_win_over_the_planner() -> None:
+    config = native(max_num_seqs=3, max_model_len=512, num_kv_blocks=99, threads=1).config
+    assert isinstance(config, EngineConfig)
+    limits = config.scheduler
+    assert (limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (3, 512, 99)
+    assert config.num_threads == 1
+
+
+@pytest.mark.parametrize("flags", [{"max_model_len": 20}, {"num_kv_blocks": 2}])
+def test_a_short_context_is_planned_for_short_requests(flags: dict[str, int]) -> None:
+    config = native(**flags).config
+    assert config.max_model_len == flags.get("max_model_len", 32)
+
+
+def test_memory_that_others_hold_is_respected() -> None:
+    less = replace(MACHINE, available_bytes=5 * GIB)
+    assert (
+        native(machine=less).config.scheduler.num_blocks  # type: ignore[union-attr]
+        < native().config.scheduler.num_blocks  # type: ignore[union-attr]
+    )
+    with pytest.raises(ValueError, match="weights take"):
+        native(machine=replace(MACHINE, available_bytes=GIB // 2))
+
+
+def test_a_model_without_code_is_refused_first() -> None:
+    gemma = find_known_model("gemma-2-9b").spec
+    with pytest.raises(ModelSpecError, match="Gemma2ForCausalLM is not supported"):
+        decide_native(ServeOptions(), "gemma", Path("/model"), gemma, MACHINE)
+
+
+def test_a_plan_file_is_carried_out(native_plan: Plan) -> None:
+    decision = native(native_plan)
+    assert native_plan.plan is not None
+    assert decision.config.scheduler.num_blocks == native_plan.plan.num_kv_blocks  # type: ignore[union-attr]
+    assert decision.config.max_model_len == 4096
+    assert decision.warnings == ()
+
+
+def test_flags_win_over_the_plan_file(native_plan: Plan) -> None:
+    config = native(native_plan, max_num_seqs=5, kv_cache_memory="3GiB").config
+    assert isinstance(config, EngineConfig)
+    assert config.scheduler.max_num_seqs == 5
+    assert config.max_model_len == 4096
+    assert native_plan.plan is not None
+    assert config.scheduler.num_blocks < native_plan.plan.num_kv_blocks
+
+
+def test_a_plan_for_elsewhere_is_told_in_one_line(native_plan: Plan) -> None:
+    moved = replace(native_plan, hardware="16xcpu-avx512", model="another")
+    warnings = native(moved).warnings
+    assert warnings == (
+        "the plan was made for another; this is qwen",
+        "the plan was made for 16xcpu-avx512; this is 4xcpu-avx2",
+    )
+
+
+def test_less_memory_is_told_and_refused_only_if_it_does_not_fit(native_plan: Plan) -> None:
+    (warning,) = native(native_plan, replace(MACHINE, available_bytes=9 * GIB)).warnings
+    assert warning.startswith("the plan counts on")
+    assert warning.endswith("GiB of memory; 9.0 GiB are available")
+    with pytest.raises(ValueError, match=r"KV blocks take 4\.00 GiB"):
+        native(native_plan, replace(MACHINE, available_bytes=6 * GIB))
+
+
+@pytest.mark.parametrize("on", ["2xL40S", "1xH100-SXM+1xL40S"])
+def test_a_plan_for_accelerators_does_not_fit_the_native_engine(tmp_path: Path, on: str) -> None:
+    plan = write_plan(tmp_path / "plan.json", "Llama-3.1-70B", "4xL40S")
+    with pytest.raises(ValueError, match="quantization fp8"):
+        native(plan)
+    mixed = write_plan(tmp_path / "mixed.json", "Llama-3.1-8B", "1xH100-SXM+1xL40S")
+    with pytest.raises(ValueError, match=r"is for 1xH100-SXM\+1xL40S; one engine cannot"):
+        native(mixed)
+
+
+def test_any_hardware_can_be_simulated() -> None:
+    (pool,) = simulated("2xL40S").pools
+    assert pool.hardware == "2xL40S"
+    first, second = simulated("1xH100-SXM+2xL40S").pools
+    assert (first.hardware, second.hardware) == ("1xH100-SXM", "2xL40S")
+    (here,) = simulated().pools
+    assert here.hardware == "4xcpu-avx2"
+
+
+def test_flags_decide_what_is_simulated() -> None:
+    (pool,) = simulated("4xL40S", tensor_parallel_size=1, replicas=3, max_num_seqs=7).pools
+    assert (pool.num_lanes, pool.scheduler.max_num_seqs) == (3, 7)
+
+
+def test_a_plan_file_is_simulated(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "p.json", "Llama-3.1-8B", "2xL40S", gpu_memory_utilization=0.95)
+    assert plan.plan is not None
+    (pool,) = simulated(plan=plan).pools
+    assert pool.scheduler.num_blocks == plan.plan.num_kv_blocks
+    (other,) = simulated(plan=plan, max_num_seqs=9).pools
+    assert other.scheduler.max_num_seqs == 9
+    mixed = write_plan(tmp_path / "mixed.json", "Llama-3.1-8B", "1xH100-SXM+2xL40S")
+    assert len(simulated(plan=mixed).pools) == 2
+    with pytest.raises(ValueError, match="several kinds of devices"):
+        simulated(plan=mixed, max_num_seqs=9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"engine": EngineChoice.VLLM}, "engine vllm is not built yet; there are: native, sim"),
+        ({"on": "L40S"}, "--engine simulated"),
+        ({"engine": EngineChoice.SIMULATED, "threads": 2}, "--threads is the native engine's"),
+        ({"engine": EngineChoice.SIMULATED, "attention_backend": "torch"}, "--attention-backend"),
+        ({"plan": Path("p"), "slo": "ttft=1s"}, "--slo is for planning"),
+        ({"plan": Path("p"), "workload": "rate=1"}, "--workload is for planning"),
+        (
+            {"plan": Path("p"), "engine": EngineChoice.SIMULATED, "on": "L40S"},
+            "--on is for planning",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        choose_engine(ServeOptions(**flags), None)  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_engine_is_the_users_choice_then_the_plans(native_plan: Plan, tmp_path: Path) -> None:
+    vllm_plan = write_plan(tmp_path / "vllm.json", "Llama-3.1-8B", "1xL40S")
+    assert choose_engine(ServeOptions(), None) is EngineChoice.NATIVE
+    assert choose_engine(ServeOptions(), native_plan) is EngineChoice.NATIVE
+    with pytest.raises(ValueError, match="the plan's engine vllm is not built yet"):
+        choose_engine(ServeOptions(), vllm_plan)
+    asked = ServeOptions(engine=EngineChoice.SIMULATED)
+    assert choose_engine(asked, vllm_plan) is EngineChoice.SIMULATED
