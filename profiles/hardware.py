@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware, Link, LinkKind
 from profiles.catalog import (
     Catalog,
+    ProfileFormatError,
     UnknownDeviceError,
     load_catalog,
     profile_from_mapping,
     profile_to_mapping,
+    read_yaml,
 )
 from profiles.catalog.cpu import best_class, profile_of_class
 
@@ -24,9 +27,11 @@ __all__ = [
     "parse_hardware",
     "profile_from_mapping",
     "profile_to_mapping",
+    "read_profile",
 ]
 
 MAX_COUNT = 1024
+_PROFILE_SUFFIXES = (".yaml", ".yml", ".json")
 _TERM = re.compile(r"(?:(?P<count>-?[0-9.]+)\s*[xX*]\s*)?(?P<name>.*)")
 
 
@@ -37,10 +42,12 @@ class HardwareExpressionError(ValueError):
 def parse_hardware(expression: str, catalog: Catalog) -> Hardware:
     """The groups of devices in an expression such as ``4xL40S``, ``L40S`` or ``2xA10+1xT4``.
 
-    ``16xcpu-avx2`` is one group of one device: 16 cores that share a memory.
+    ``16xcpu-avx2`` is one group of one device: 16 cores that share a memory. A name that ends in
+    ``.yaml`` or ``.json`` is a file with a profile of its own: ``2xmy-card.yaml``.
 
     Raises:
-        HardwareExpressionError: when it is not of this form, or a count is outside 1 to 1024.
+        HardwareExpressionError: when it is not of this form, a count is outside 1 to 1024, or a
+            profile's file cannot be used.
         UnknownDeviceError: for a name that is not in the catalogue or is ambiguous.
     """
     return tuple(_parse_group(term.strip(), expression, catalog) for term in expression.split("+"))
@@ -58,11 +65,27 @@ def _parse_group(term: str, expression: str, catalog: Catalog) -> DeviceGroup:
         raise HardwareExpressionError(
             f"hardware {term!r}: the count must be a whole number from 1 to {MAX_COUNT}, not {text}"
         )
+    if match["name"].endswith(_PROFILE_SUFFIXES):
+        return DeviceGroup(read_profile(Path(match["name"])), count)
     profile = catalog.find(match["name"])
     if profile.is_cpu:
         cpu_class = catalog.cpu_class(profile.name)
         return DeviceGroup(profile_of_class(cpu_class, num_cores=count), 1)
     return DeviceGroup(profile, count)
+
+
+def read_profile(path: Path) -> AcceleratorProfile:
+    """A profile from a file in the catalogue's format (see ``profile_from_mapping``).
+
+    Raises:
+        HardwareExpressionError: it cannot be read, or is no profile.
+    """
+    try:
+        return profile_from_mapping(read_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HardwareExpressionError(f"profile {path} cannot be read: {error}") from None
+    except ProfileFormatError as error:
+        raise HardwareExpressionError(f"profile {path}: {error}") from None
 
 
 def describe_hardware(hardware: Iterable[DeviceGroup]) -> str:

@@ -33,7 +33,11 @@ PlannedModel = Annotated[
     typer.Argument(help="Directory, config.json, the name of a known model, or the bundled one."),
 ]
 On = Annotated[
-    str, typer.Option(help="Hardware, such as 4xL40S or 2xH100-SXM+4xL40S; auto is what is here.")
+    str,
+    typer.Option(
+        help="Hardware, such as 4xL40S or 2xH100-SXM+4xL40S, or a profile's file (2xmy-card.yaml); "
+        "auto is what is here."
+    ),
 ]
 SimulatedOn = Annotated[
     str | None, typer.Option("--on", help="Hardware to simulate, such as 8xH100-SXM.")

@@ -1,6 +1,8 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from profiles.accelerator import (
     DeviceGroup,
@@ -17,6 +19,7 @@ from profiles.hardware import (
     describe_hardware,
     link_between,
     parse_hardware,
+    profile_to_mapping,
 )
 
 ZEN3 = {"avx2", "fma", "f16c", "sse2"}
@@ -215,3 +218,23 @@ def test_a_size_the_group_does_not_have(catalog: Catalog, size: int) -> None:
 def test_devices_without_a_link(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="M2-Max devices have no link"):
         link_between(group(catalog, "2xM2-Max"), 2)
+
+
+def test_a_profile_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
+    mapping = profile_to_mapping(load_catalog().find("L40S"))
+    file = tmp_path / "my-card.yaml"
+    file.write_text(yaml.safe_dump(mapping | {"name": "My-Card"}))
+    (group,) = parse_hardware(f"2x{file}", load_catalog())
+    assert group.count == 2
+    assert group.profile.name == "My-Card"
+    assert group.profile.memory_bytes.value == load_catalog().find("L40S").memory_bytes.value
+
+
+@pytest.mark.parametrize("content", [None, "[1, 2", "name: half a card"])
+def test_a_file_that_is_no_profile_is_told_in_one_line(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "card.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(HardwareExpressionError, match=r"card\.yaml") as caught:
+        parse_hardware(str(file), load_catalog())
+    assert "\n" not in str(caught.value)
