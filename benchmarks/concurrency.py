@@ -63,11 +63,11 @@ async def measure(
     base_url: str, concurrency: int, prompt_tokens: int, output_tokens: int, repeats: int
 ) -> Summary:
     """Each repeat is two requests for every place, so that prompts meet running requests."""
-    await run_closed_loop(base_url, Workload(prompt_tokens, 2, 1, seed=-1), 1)  # warms up
+    await run_closed_loop(base_url, Workload(prompt_tokens, 2, 1, seed=-1).asks(), 1)  # warms up
     runs: list[Run] = []
     for repeat in range(repeats):
         workload = Workload(prompt_tokens, output_tokens, 2 * concurrency, seed=repeat)
-        runs.append(await run_closed_loop(base_url, workload, concurrency))
+        runs.append(await run_closed_loop(base_url, workload.asks(), concurrency))
     return summarize(
         Run(
             [record for run in runs for record in run.records],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from loadtest.workload import Workload
+from loadtest.workload import Ask
 from profiles.latency import RequestTimes
 
 
@@ -32,22 +32,20 @@ class Run:
 
 
 async def run_closed_loop(
-    base_url: str, workload: Workload, concurrency: int, timeout_s: float = 600.0
+    base_url: str, asks: Sequence[Ask], concurrency: int, timeout_s: float = 600.0
 ) -> Run:
-    """Keeps ``concurrency`` requests in flight until the workload is done.
+    """Keeps ``concurrency`` requests in flight until all have been asked.
 
     A closed loop schedules a request at the moment when the one before it in its lane ends.
     Failures are recorded, not raised; a token that never comes is bounded by ``timeout_s``.
     """
-    prompts = iter(workload.prompts())
+    rest = iter(asks)
     records: list[RequestRecord] = []
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    async with aiohttp.ClientSession(base_url, timeout=timeout, connector=connector) as session:
+    async with _session(base_url, concurrency, timeout_s) as session:
 
         async def lane() -> None:
-            for prompt in prompts:
-                records.append(await _request(session, prompt, workload.output_tokens))
+            for ask in rest:
+                records.append(await _request(session, ask, time.perf_counter()))
 
         started = time.perf_counter()
         async with asyncio.TaskGroup() as lanes:
@@ -56,13 +54,35 @@ async def run_closed_loop(
         return Run(records, time.perf_counter() - started)
 
 
-async def _request(
-    session: aiohttp.ClientSession, prompt: list[int], output_tokens: int
-) -> RequestRecord:
-    scheduled = time.perf_counter()
+async def run_open_loop(base_url: str, asks: Sequence[Ask], timeout_s: float = 600.0) -> Run:
+    """Sends every request when it is due, however many are still in flight.
+
+    Latencies count from then, so a sender that is late makes no server look better.
+    """
+    async with _session(base_url, 0, timeout_s) as session:
+        started = time.perf_counter()
+
+        async def one(ask: Ask) -> RequestRecord:
+            await asyncio.sleep(started + ask.due_s - time.perf_counter())
+            return await _request(session, ask, started + ask.due_s)
+
+        records = await asyncio.gather(*(one(ask) for ask in asks))
+        return Run(records, time.perf_counter() - started)
+
+
+def _session(base_url: str, num_connections: int, timeout_s: float) -> aiohttp.ClientSession:
+    """``num_connections`` 0 is as many as there are requests."""
+    return aiohttp.ClientSession(
+        base_url,
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+        connector=aiohttp.TCPConnector(limit=num_connections),
+    )
+
+
+async def _request(session: aiohttp.ClientSession, ask: Ask, scheduled: float) -> RequestRecord:
     body = {
-        "prompt": prompt,
-        "max_tokens": output_tokens,
+        "prompt": ask.prompt,
+        "max_tokens": ask.output_tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
@@ -84,8 +104,8 @@ async def _request(
                 token_times += [now] * (num_tokens - len(token_times))
     except (aiohttp.ClientError, TimeoutError) as error:
         return RequestRecord(None, f"{type(error).__name__}: {error}")
-    if len(token_times) != output_tokens:
-        return RequestRecord(None, f"{len(token_times)} tokens came, not {output_tokens}")
+    if len(token_times) != ask.output_tokens:
+        return RequestRecord(None, f"{len(token_times)} tokens came, not {ask.output_tokens}")
     return RequestRecord(RequestTimes(scheduled, token_times))
 
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-_FIRST_TOKEN_ID, _LAST_TOKEN_ID = 64, 511
+FIRST_TOKEN_ID, LAST_TOKEN_ID = 64, 511
 """Ids that every model's vocabulary has, above the special tokens that some put first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: its prompt in token ids, how many tokens it wants, and when it is due."""
+
+    prompt: list[int]
+    output_tokens: int
+    due_s: float = 0.0
+    """Seconds from the start of an open loop; a closed loop sends when a lane is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +28,13 @@ class Workload:
     num_requests: int
     seed: int = 0
 
-    def prompts(self) -> list[list[int]]:
+    def asks(self) -> list[Ask]:
         generator = random.Random(self.seed)
         return [
-            [generator.randint(_FIRST_TOKEN_ID, _LAST_TOKEN_ID) for _ in range(self.prompt_tokens)]
+            Ask(random_tokens(generator, self.prompt_tokens), self.output_tokens)
             for _ in range(self.num_requests)
         ]
+
+
+def random_tokens(generator: random.Random, count: int) -> list[int]:
+    return [generator.randint(FIRST_TOKEN_ID, LAST_TOKEN_ID) for _ in range(count)]

@@ -81,7 +81,10 @@ def read_profile(path: Path) -> AcceleratorProfile:
         HardwareExpressionError: it cannot be read, or is no profile.
     """
     try:
-        return profile_from_mapping(read_yaml(path.read_text(encoding="utf-8")))
+        data = read_yaml(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict):
+            data.pop("sources", None)  # the legend that `hardware show --json` adds
+        return profile_from_mapping(data)
     except (OSError, UnicodeDecodeError) as error:
         raise HardwareExpressionError(f"profile {path} cannot be read: {error}") from None
     except ProfileFormatError as error:

@@ -25,6 +25,7 @@ from profiles.accelerator import (
     ProvenanceKind,
     Vendor,
 )
+from profiles.step_time import TERMS, Domain, FittedCoefficients, RateCurve
 
 _T = TypeVar("_T")
 _Entry = str | dict[str, Any]
@@ -55,6 +56,33 @@ class _RateEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     flops: float
 
 
+class _CurveEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    rows: list[float]
+    flops: list[float]
+
+
+class _DomainEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    num_tokens: float
+    num_sequences: float
+    kv_tokens: float
+
+
+class _FitEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What ``profiles.step_time.FittedCoefficients`` holds, coefficients by their terms."""
+
+    engine: str
+    model: str
+    dtype: str
+    quantization: str
+    coefficients: dict[str, float]
+    spread: float
+    domain: _DomainEntry
+    num_steps: int
+    date: str
+    linear_curve: _CurveEntry | None = None
+    head_curve: _CurveEntry | None = None
+
+
 class _ProfileEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     name: str
     vendor: Vendor
@@ -77,6 +105,7 @@ class _ProfileEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_
     achievable_flops: dict[str, float] = {}
     coefficients: dict[str, float] = {}
     linear_rates: list[_RateEntry] = []
+    fits: list[_FitEntry] = []
     notes: list[str] = []
 
 
@@ -164,6 +193,7 @@ def profile_to_mapping(profile: AcceleratorProfile) -> dict[str, Any]:
             {"dtype": rate.dtype, "num_rows": rate.num_rows, "flops": rate.flops.value}
             for rate in profile.linear_rates
         ],
+        "fits": [_fit_to_mapping(fit) for fit in profile.fits],
         "notes": list(profile.notes),
     }
     written = {key: value for key, value in fields.items() if value not in (None, [], {}, 0)}
@@ -204,6 +234,7 @@ class _Builder:
             achievable_flops=self._figures("achievable_flops", entry.achievable_flops),
             coefficients=self._figures("coefficients", entry.coefficients),
             linear_rates=tuple(self._rate(rate) for rate in entry.linear_rates),
+            fits=tuple(self._fit(fit) for fit in entry.fits),
             notes=tuple(entry.notes),
         )
         if self._unused:
@@ -239,6 +270,30 @@ class _Builder:
         path = f"linear_rates.{rate.dtype}.{rate.num_rows}"
         return LinearRate(rate.dtype, rate.num_rows, self._figure(path, rate.flops))
 
+    def _fit(self, fit: _FitEntry) -> FittedCoefficients:
+        if set(fit.coefficients) != set(TERMS):
+            self._fail(f"fits: coefficients must be those of {', '.join(TERMS)}")
+        numbers = (*fit.coefficients.values(), fit.spread)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            self._fail("fits: coefficients and spread must be finite and not below zero")
+        try:
+            curves = _curve(fit.linear_curve), _curve(fit.head_curve)
+        except ValueError as error:
+            self._fail(f"fits: {error}")
+        return FittedCoefficients(
+            engine=fit.engine,
+            model=fit.model,
+            dtype=fit.dtype,
+            quantization=fit.quantization,
+            coefficients=tuple(fit.coefficients[term] for term in TERMS),
+            spread=fit.spread,
+            domain=Domain(fit.domain.num_tokens, fit.domain.num_sequences, fit.domain.kv_tokens),
+            num_steps=fit.num_steps,
+            date=fit.date,
+            linear_curve=curves[0],
+            head_curve=curves[1],
+        )
+
     def _capability(self) -> tuple[int, int] | None:
         text = self._entry.capability
         if text is None:
@@ -255,6 +310,32 @@ class _Builder:
 class _Origin(NamedTuple):
     provenance: Provenance
     spread: float
+
+
+def _fit_to_mapping(fit: FittedCoefficients) -> dict[str, Any]:
+    entry = _FitEntry(
+        engine=fit.engine,
+        model=fit.model,
+        dtype=fit.dtype,
+        quantization=fit.quantization,
+        coefficients=dict(zip(TERMS, fit.coefficients, strict=True)),
+        spread=fit.spread,
+        domain=_DomainEntry(fit.domain.num_tokens, fit.domain.num_sequences, fit.domain.kv_tokens),
+        num_steps=fit.num_steps,
+        date=fit.date,
+        linear_curve=_curve_entry(fit.linear_curve),
+        head_curve=_curve_entry(fit.head_curve),
+    )
+    written = msgspec.to_builtins(entry)
+    return {key: value for key, value in written.items() if value is not None}
+
+
+def _curve_entry(curve: RateCurve | None) -> _CurveEntry | None:
+    return None if curve is None else _CurveEntry(list(curve.rows), list(curve.flops))
+
+
+def _curve(entry: _CurveEntry | None) -> RateCurve | None:
+    return None if entry is None else RateCurve(tuple(entry.rows), tuple(entry.flops))
 
 
 def _provenance_of(profile: AcceleratorProfile) -> dict[str, _Entry]:
