@@ -29,9 +29,8 @@ class HostOverheads:
 
 
 _DEFAULTS = {
-    # A lone one-token prompt on the native engine's server; work and delivery as fitted on two
-    # cores (docs/planning.md).
-    "native": HostOverheads(request_s=6e-3, request_work_s=1.5e-3, step_s=0.4e-3, token_s=0.03e-3),
+    # Fitted to served workloads on two cores of a Xeon, see docs/planning.md.
+    "native": HostOverheads(request_s=2e-3, request_work_s=1.9e-3, step_s=0.2e-3, token_s=0.03e-3),
     # Fitted to measured serving points, see benchmarks/reference_accuracy.py.
     "vllm": HostOverheads(request_s=12e-3),
 }

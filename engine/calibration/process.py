@@ -1,0 +1,84 @@
+"""The measuring process: an ``Order`` on its standard input, ``Message`` lines on its output.
+
+Started like the engine process (``engine.environment``), so that it measures what the engine
+will meet.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from engine.calibration.readings import (
+    Failed,
+    Finished,
+    Message,
+    Order,
+    Progressed,
+    Readings,
+    decode_order,
+    encode,
+)
+from engine.native.support import check_supported
+from profiles.model_spec import ModelSpec
+
+_DEVICE_SECONDS = 22.0
+_HOST_SECONDS = 4.0
+_LEAST_MODEL_SECONDS = 5.0
+
+
+def main() -> int:
+    order = decode_order(sys.stdin.buffer.read())
+    try:
+        _send(Finished(measure_all(order)))
+    except Exception as error:
+        _send(Failed(" ".join(str(error).split()) or type(error).__name__))
+        return 1
+    return 0
+
+
+def measure_all(order: Order) -> Readings:
+    """Measures everything that is asked for.
+
+    Raises:
+        ValueError: a model cannot be loaded; one line.
+    """
+    started = time.perf_counter()
+    for directory in order.model_dirs:  # before minutes are spent on the device
+        check_supported(ModelSpec.from_directory(directory))
+    import torch
+
+    from engine.calibration.device import measure_device
+    from engine.calibration.model import measure_host, measure_model
+    from engine.native.attention.select import select_attention_backend
+
+    torch.set_num_threads(order.num_threads)
+    on_cpu = order.device == "cpu"
+    backend = None
+    if on_cpu:
+        backend = select_attention_backend(order.attention_backend, getattr(torch, order.dtype))
+    _send(Progressed("the host's work in a step"))
+    scale = min(1.0, order.seconds / 80.0)
+    host = measure_host(order, _HOST_SECONDS * scale) if on_cpu else ()
+    _send(Progressed("memory, matrix products, attention"))
+    device = measure_device(order, backend, host, _DEVICE_SECONDS * scale)
+    models = []
+    for index, directory in enumerate(order.model_dirs):
+        left = order.seconds - (time.perf_counter() - started)
+        share = max(_LEAST_MODEL_SECONDS * scale, left / (len(order.model_dirs) - index))
+        models.append(measure_model(directory, order, share, lambda text: _send(Progressed(text))))
+    return Readings(
+        device=device,
+        models=tuple(models),
+        attention_backend=backend.name if backend is not None else "torch",
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _send(message: Message) -> None:
+    sys.stdout.buffer.write(encode(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Trial runs: a server of this environment under a known workload, beside its simulation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.calibration.host_fit import Latencies
+from loadtest import client
+from loadtest.workload import Ask as PlannedAsk
+from loadtest.workload import random_tokens
+from planner.host import HostOverheads
+from planner.simulate import simulate
+from planner.workload import Ask, Workload
+from profiles.latency import RequestTimes
+from profiles.step_time import StepTimeModel
+from scheduler.config import SchedulerConfig
+
+
+class TrialError(ValueError):
+    """The server did not start or did not answer; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialServer:
+    """What a server is started with, and so what its simulation must be given."""
+
+    model_dir: Path
+    dtype: str
+    num_threads: int
+    config: SchedulerConfig
+
+    @property
+    def flags(self) -> list[str]:
+        config = self.config
+        flags = {
+            "--engine": "native",
+            "--dtype": self.dtype,
+            "--threads": self.num_threads,
+            "--max-model-len": config.max_model_len,
+            "--max-num-seqs": config.max_num_seqs,
+            "--max-num-batched-tokens": config.max_num_batched_tokens,
+            "--block-size": config.block_size,
+            "--num-kv-blocks": config.num_blocks,
+        }
+        texts = [text for flag, value in flags.items() for text in (flag, str(value))]
+        return texts if config.enable_prefix_caching else [*texts, "--no-prefix-caching"]
+
+
+def trial_config(max_model_len: int, num_kv_tokens: int) -> SchedulerConfig:
+    """The planner's limits for a processor, with a cache that a trial fits into."""
+    block_size = 16
+    return SchedulerConfig(
+        num_blocks=max(max_model_len, num_kv_tokens) // block_size + 1,
+        block_size=block_size,
+        max_num_seqs=64,
+        max_num_batched_tokens=512,
+        max_model_len=max_model_len,
+    )
+
+
+@contextlib.contextmanager
+def running(server: TrialServer, timeout_s: float = 120.0) -> Iterator[str]:
+    """The server on a free port of this machine; yields its base URL when it is ready.
+
+    Raises:
+        TrialError: it does not become ready.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server.cli", "serve", str(server.model_dir), *server.flags]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--log-level", "error"], stdout=subprocess.DEVNULL
+    )
+    base_url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            if process.poll() is not None:
+                raise TrialError(f"the server ended with exit code {process.returncode}")
+            if time.monotonic() > deadline:
+                raise TrialError(f"the server was not ready within {timeout_s:.0f} s")
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{base_url}/ready", timeout=1)
+                break
+            time.sleep(0.1)
+        yield base_url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def measured(
+    base_url: str, workload: Workload, asks: Sequence[Ask], seed: int
+) -> list[RequestTimes]:
+    """Serves ``asks`` for real and returns every request's times.
+
+    Each run on a server needs its own ``seed``, or prompts are found in the prefix cache.
+
+    Raises:
+        TrialError: a request failed.
+    """
+    planned = planned_asks(asks, workload.prefix_tokens, seed)
+    if workload.concurrency is None:
+        run = asyncio.run(client.run_open_loop(base_url, planned))
+    else:
+        run = asyncio.run(client.run_closed_loop(base_url, planned, workload.concurrency))
+    failed = [record.error for record in run.records if record.times is None]
+    if failed:
+        raise TrialError(f"{len(failed)} of {len(asks)} requests failed: {failed[0]}")
+    return [record.times for record in run.records if record.times is not None]
+
+
+def simulated(
+    server: TrialServer,
+    model: StepTimeModel,
+    host: HostOverheads,
+    workload: Workload,
+    asks: Sequence[Ask],
+) -> list[RequestTimes]:
+    """The same in virtual time."""
+    simulation = simulate(
+        asks,
+        server.config,
+        model,
+        concurrency=workload.concurrency,
+        prefix_tokens=workload.prefix_tokens,
+        host=host,
+    )
+    return [request.times for request in simulation.requests]
+
+
+def planned_asks(asks: Sequence[Ask], prefix_tokens: int, seed: int) -> list[PlannedAsk]:
+    """Prompts of random tokens that begin alike exactly where the workload says so."""
+    rng = random.Random(seed)
+    prefixes: dict[int, list[int]] = {}
+    planned = []
+    for ask in asks:
+        begin: list[int] = []
+        if ask.prefix is not None:
+            if ask.prefix not in prefixes:
+                prefixes[ask.prefix] = random_tokens(rng, prefix_tokens)
+            begin = prefixes[ask.prefix][: ask.input_tokens]
+        rest = random_tokens(rng, ask.input_tokens - len(begin))
+        planned.append(PlannedAsk(begin + rest, ask.output_tokens, ask.arrival_s))
+    return planned
+
+
+def mean_latencies(times: Sequence[RequestTimes]) -> Latencies:
+    ttfts = [request.ttft for request in times]
+    tpots = [request.tpot for request in times if request.tpot is not None]
+    return Latencies(
+        ttft_s=sum(ttfts) / len(ttfts),
+        tpot_s=sum(tpots) / len(tpots) if tpots else float("nan"),
+    )
