@@ -10,6 +10,7 @@ from planner.ledger import DTYPE_BYTES
 from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
+from profiles.hardware import link_between
 from profiles.model_spec import AttentionKind, ModelSpec
 from profiles.numerics import (
     SCHEMES,
@@ -264,15 +265,15 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
     any_layout = False
     for tp in _sizes(pins.tensor_parallel_size, group.count):
         reason = why_not_tensor_parallel(spec, tp)
-        if reason is None and group.profile.is_cpu and tp > 1:
-            reason = "one host is one device"
+        if reason is None and tp > 1:
+            reason = _why_not_linked(group, tp)
         if reason is not None:
             if pins.tensor_parallel_size:
                 raise PinError(f"tensor_parallel_size {tp}: {reason}")
             found.ruled_out[f"TP {tp}"] = reason
             continue
         for pp in _sizes(pins.pipeline_parallel_size, group.count // tp):
-            if pp > spec.num_layers:
+            if pp > spec.num_layers or (pp > 1 and _why_not_linked(group, tp * pp)):
                 continue
             for replicas in _replicas(question, group.count // (tp * pp)):
                 any_layout = True
@@ -286,6 +287,17 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
         wanted = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
         have = f"{group.count} x {group.profile.name}"
         raise PinError(f"{wanted or 'no layout'} does not fit on {have}")
+
+
+def _why_not_linked(group: DeviceGroup, count: int) -> str | None:
+    """Why so many devices of a group cannot work on one model; None when they can."""
+    if group.profile.is_cpu:
+        return "one host is one device"
+    try:
+        link_between(group, count)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _replicas(question: Question, most: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from planner.candidates import Candidate, PinError, Question, enumerate_candidates
@@ -85,8 +86,6 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
         for rate in profile.linear_rates
         if rate.dtype == (dtype_key if candidate.scheme.name == "none" else candidate.scheme.name)
     ]
-    link = link_between(group, tp)
-    hop = link_between(group, group.count)
     model = StepTimeModel(
         cost=step_cost(
             spec,
@@ -99,8 +98,8 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
             bandwidth_bytes_per_s=profile.bandwidth_bytes_per_s.value,
             linear_flops=linear.value,
             dense_flops=dense.value,
-            link_bytes_per_s=link.bytes_per_s.value,
-            hop_bytes_per_s=hop.bytes_per_s.value,
+            link_bytes_per_s=_link_rate(group, tp),
+            hop_bytes_per_s=_link_rate(group, tp * candidate.pipeline_parallel_size),
             linear_curve=RateCurve(
                 tuple(float(rate.num_rows) for rate in measured),
                 tuple(rate.flops.value for rate in measured),
@@ -112,6 +111,11 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
         pipeline_parallel_size=candidate.pipeline_parallel_size,
     )
     return _with_fit(model, spec, candidate)
+
+
+def _link_rate(group: DeviceGroup, num_devices: int) -> float:
+    """Bytes per second between so many devices of a group; one alone sends nothing."""
+    return link_between(group, num_devices).bytes_per_s.value if num_devices > 1 else math.inf
 
 
 def _with_fit(model: StepTimeModel, spec: ModelSpec, candidate: Candidate) -> StepTimeModel:

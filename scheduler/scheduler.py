@@ -184,8 +184,9 @@ class Scheduler:
     def num_steady_steps(self) -> int:
         """Coming steps that do nothing but give every running sequence its next token.
 
-        None of them starts, finishes or preempts a sequence, whatever is sampled (stop tokens
-        aside, of which a simulation knows nothing). 0 when the next step may be another kind.
+        None of them starts, finishes or preempts a sequence or samples its first token, whatever is
+        sampled (stop tokens aside, of which a simulation knows nothing). 0 when the next step may
+        be another kind.
         """
         if not self._running or self._prefix_to_admit() is not None:
             return 0
@@ -193,9 +194,10 @@ class Scheduler:
         left = longest
         for sequence in self._running:
             num_tokens = len(sequence.token_ids)
-            if num_tokens - sequence.num_computed_tokens != 1:
+            num_prompt_tokens = len(sequence.request.prompt_token_ids)
+            if num_tokens - sequence.num_computed_tokens != 1 or num_tokens == num_prompt_tokens:
                 return 0
-            end = len(sequence.request.prompt_token_ids) + sequence.request.sampling.max_tokens
+            end = num_prompt_tokens + sequence.request.sampling.max_tokens
             left = min(left, longest - num_tokens, end - num_tokens)
         return self._num_steps_with_blocks(left - 1)
 

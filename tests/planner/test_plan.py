@@ -317,3 +317,12 @@ def test_a_refusal_cannot_be_served(tmp_path: Path) -> None:
 
 def test_planning_never_reads_weights_of_known_models() -> None:
     assert find_known_model("Llama-3.1-70B").spec.stored_bytes is None
+
+
+def test_no_group_is_larger_than_its_link_reaches() -> None:
+    plan = make_plan(ask("Llama-3.1-405B", "8xInferentia2"))  # whose links reach twelve devices
+    assert plan.refusal is not None
+    assert not any("32 devices" in fix for fix in plan.refusal.fixes)
+    plan = make_plan(ask("Llama-3.1-8B", "16xInferentia2"))
+    assert plan.plan is not None
+    assert plan.plan.tensor_parallel_size * plan.plan.pipeline_parallel_size <= 12

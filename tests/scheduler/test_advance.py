@@ -106,3 +106,13 @@ def test_more_than_the_steady_steps_are_refused() -> None:
     step(scheduler)
     with pytest.raises(ValueError, match="not 9 steady steps"):
         scheduler.advance(9, TOKEN)
+
+
+def test_the_last_token_of_a_prompt_is_no_steady_step() -> None:
+    scheduler = make([(2, 20), (24, 20)], num_blocks=20, max_num_seqs=4)
+    step(scheduler)  # the first prompt and a part of the second
+    plan = step(scheduler)
+    assert plan.scheduled[-1].num_computed_tokens + plan.scheduled[-1].num_tokens == 24
+    scheduler = make([(1, 20)], num_blocks=20, max_num_seqs=4)
+    scheduler.schedule()  # a prompt of one token is running and has no output yet
+    assert scheduler.num_steady_steps() == 0
