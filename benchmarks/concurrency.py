@@ -10,13 +10,6 @@ beside the results. Runs are repeated and their requests pooled.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -26,37 +19,12 @@ from loadtest.client import Run, run_closed_loop
 from loadtest.report import Summary, summarize
 from loadtest.workload import Workload
 from profiles.detect import detect_host
+from server.trial import running
 
 _HEADER = (
     "| model | concurrency | output tok/s | TTFT p50 | TTFT p99 | TPOT p50 | ITL p99 | requests |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
-
-
-@contextlib.contextmanager
-def running_server(model: str, flags: list[str]) -> Iterator[str]:
-    """A server of this environment on a free port; yields its base URL when it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server.cli", "serve", *([model] if model else [])]
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--log-level", "warning", *flags],
-        stdout=subprocess.DEVNULL,
-    )
-    base_url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with exit code {process.returncode}")
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{base_url}/ready", timeout=1)
-                break
-            time.sleep(0.1)
-        yield base_url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 async def measure(
@@ -92,7 +60,7 @@ def main(
     print(f"Workload: {prompt_tokens} prompt and {output_tokens} output tokens, closed loop\n")
     print(_HEADER)
     for model in models or [""]:
-        with running_server(model, server_flags.split()) as base_url:
+        with running([*([model] if model else []), *server_flags.split()]) as base_url:
             for lanes in concurrency:
                 s = asyncio.run(measure(base_url, lanes, prompt_tokens, output_tokens, repeats))
                 print(

@@ -17,16 +17,12 @@ from typing import Annotated
 
 import typer
 
-from planner.candidates import Candidate
 from planner.host import HostOverheads, host_overheads
-from planner.sizing import step_time_model
 from planner.workload import Ask, Workload
-from profiles.accelerator import DeviceGroup
 from profiles.detect import detect_hardware
 from profiles.latency import RequestTimes, percentile
 from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
-from profiles.numerics import SCHEMES
 from profiles.step_time import StepTimeModel
 from server import trial
 from server.model_source import find_model
@@ -158,7 +154,7 @@ def main(
     (group,) = calibrated((detected.cpu.group,))
     source = find_model(model)
     spec = ModelSpec.from_directory(source.directory)
-    step_time = _step_time_model(spec, group, dtype)
+    step_time = trial.native_step_time_model(spec, group, dtype)
     if step_time.spread is None:
         raise SystemExit(f"{source.name} is not calibrated: ridgeline hardware calibrate first")
     host = host_overheads(group.profile, "native")
@@ -172,7 +168,7 @@ def main(
     cases = [(w, drawn(w)) for w in workloads(server, step_time, host, scale)]
     served: list[list[RequestTimes]] = [[] for _ in cases]
     seeds = itertools.count(1)
-    with trial.running(server) as base_url:
+    with trial.running(server.arguments) as base_url:
         # In turns, so that a disturbance of the machine hits several workloads a little.
         for _ in range(repeats):
             for times, (workload, asks) in zip(served, cases, strict=True):
@@ -186,21 +182,6 @@ def main(
         for times, (workload, asks) in zip(served, cases, strict=True)
     ]
     print(table(comparisons) + "\n\n" + summary(comparisons))
-
-
-def _step_time_model(spec: ModelSpec, group: DeviceGroup, dtype: str) -> StepTimeModel:
-    candidate = Candidate(
-        profile=group.profile,
-        engine="native",
-        dtype=dtype,
-        scheme=SCHEMES["none"],
-        compute="16bit",
-        kv_dtype="auto",
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        replicas=1,
-    )
-    return step_time_model(spec, candidate, group)
 
 
 if __name__ == "__main__":

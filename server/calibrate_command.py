@@ -25,10 +25,8 @@ from engine.calibration.learn import (
 )
 from engine.calibration.readings import Order
 from engine.native.support import check_supported
-from planner.candidates import Candidate
 from planner.host import HostOverheads, coefficient_names, host_overheads
 from planner.ledger import DTYPE_BYTES
-from planner.sizing import step_time_model
 from planner.workload import Workload
 from profiles.accelerator import (
     AcceleratorProfile,
@@ -43,7 +41,6 @@ from profiles.detect import Detected, detect_hardware
 from profiles.latency import RequestTimes
 from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
-from profiles.numerics import SCHEMES
 from profiles.step_time import StepTimeModel
 from server import trial
 from server.calibrate_tables import report_tables
@@ -163,9 +160,9 @@ def _calibrate_cpu(
     profile = measured_profile(group.profile, readings.device, options.dtype, today)
     models = []
     for source, spec, found in zip(sources, specs, readings.models, strict=True):
-        start = _step_time_model(spec, profile, options.dtype)
+        start = trial.native_step_time_model(spec, DeviceGroup(profile, 1), options.dtype)
         learned = learn_model(start, spec.fingerprint, options.dtype, found, today)
-        known = _step_time_model(spec, group.profile, options.dtype)
+        known = trial.native_step_time_model(spec, group, options.dtype)
         models.append(
             ModelReport(
                 name=source.name,
@@ -209,21 +206,6 @@ def _product_dtypes(profile: AcceleratorProfile) -> tuple[str, ...]:
     return tuple(name for key, name in _PRODUCT_DTYPES.items() if key in profile.dense_flops)
 
 
-def _step_time_model(spec: ModelSpec, profile: AcceleratorProfile, dtype: str) -> StepTimeModel:
-    candidate = Candidate(
-        profile=profile,
-        engine=ENGINE,
-        dtype=dtype,
-        scheme=SCHEMES["none"],
-        compute="16bit",
-        kv_dtype="auto",
-        tensor_parallel_size=1,
-        pipeline_parallel_size=1,
-        replicas=1,
-    )
-    return step_time_model(spec, candidate, DeviceGroup(profile, 1))
-
-
 def _host_overheads(
     source: ModelSource,
     model: StepTimeModel,
@@ -240,7 +222,7 @@ def _host_overheads(
     )
     asks = [workload.draw(workload.num_requests or 1) for workload in _TRIAL]
     seeds = itertools.count()
-    with trial.running(server) as base_url:
+    with trial.running(server.arguments) as base_url:
         for workload, some in zip(_TRIAL, asks, strict=True):
             trial.measured(base_url, workload, some[:2], next(seeds))  # warms up
         runs: list[list[RequestTimes]] = [[] for _ in _TRIAL]

@@ -18,10 +18,15 @@ from engine.calibration.host_fit import Latencies
 from loadtest import client
 from loadtest.workload import Ask as PlannedAsk
 from loadtest.workload import random_tokens
+from planner.candidates import Candidate
 from planner.host import HostOverheads
 from planner.simulate import simulate
+from planner.sizing import step_time_model
 from planner.workload import Ask, Workload
+from profiles.accelerator import DeviceGroup
 from profiles.latency import RequestTimes
+from profiles.model_spec import ModelSpec
+from profiles.numerics import SCHEMES
 from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
 
@@ -40,7 +45,8 @@ class TrialServer:
     config: SchedulerConfig
 
     @property
-    def flags(self) -> list[str]:
+    def arguments(self) -> list[str]:
+        """Of ``ridgeline serve``."""
         config = self.config
         flags = {
             "--engine": "native",
@@ -53,7 +59,9 @@ class TrialServer:
             "--num-kv-blocks": config.num_blocks,
         }
         texts = [text for flag, value in flags.items() for text in (flag, str(value))]
-        return texts if config.enable_prefix_caching else [*texts, "--no-prefix-caching"]
+        if not config.enable_prefix_caching:
+            texts.append("--no-prefix-caching")
+        return [str(self.model_dir), *texts]
 
 
 def trial_config(max_model_len: int, num_kv_tokens: int) -> SchedulerConfig:
@@ -69,8 +77,9 @@ def trial_config(max_model_len: int, num_kv_tokens: int) -> SchedulerConfig:
 
 
 @contextlib.contextmanager
-def running(server: TrialServer, timeout_s: float = 120.0) -> Iterator[str]:
-    """The server on a free port of this machine; yields its base URL when it is ready.
+def running(arguments: Sequence[str], timeout_s: float = 120.0) -> Iterator[str]:
+    """``ridgeline serve ARGUMENTS`` on a free port of this machine; yields its base URL when it is
+    ready.
 
     Raises:
         TrialError: it does not become ready.
@@ -78,7 +87,7 @@ def running(server: TrialServer, timeout_s: float = 120.0) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server.cli", "serve", str(server.model_dir), *server.flags]
+    command = [sys.executable, "-m", "server.cli", "serve", *arguments]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--log-level", "error"], stdout=subprocess.DEVNULL
     )
@@ -154,6 +163,22 @@ def planned_asks(asks: Sequence[Ask], prefix_tokens: int, seed: int) -> list[Pla
         rest = random_tokens(rng, ask.input_tokens - len(begin))
         planned.append(PlannedAsk(begin + rest, ask.output_tokens, ask.arrival_s))
     return planned
+
+
+def native_step_time_model(spec: ModelSpec, group: DeviceGroup, dtype: str) -> StepTimeModel:
+    """That of the native engine on one device, unquantized: what a trial is served with."""
+    candidate = Candidate(
+        profile=group.profile,
+        engine="native",
+        dtype=dtype,
+        scheme=SCHEMES["none"],
+        compute="16bit",
+        kv_dtype="auto",
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        replicas=1,
+    )
+    return step_time_model(spec, candidate, group)
 
 
 def mean_latencies(times: Sequence[RequestTimes]) -> Latencies:

@@ -39,7 +39,8 @@ def test_another_seed_shares_nothing_with_the_run_before() -> None:
 
 def test_the_server_gets_the_limits_that_its_simulation_gets() -> None:
     config = trial_config(max_model_len=512, num_kv_tokens=8192)
-    flags = TrialServer(Path("model"), "float32", 2, config).flags
+    model, *flags = TrialServer(Path("model"), "float32", 2, config).arguments
+    assert model == "model"
     given = dict(zip(flags[::2], flags[1::2], strict=True))
     assert given["--num-kv-blocks"] == str(config.num_blocks) == "513"
     assert given["--max-num-seqs"] == str(config.max_num_seqs)
@@ -58,6 +59,6 @@ def test_a_server_that_does_not_start_is_one_clear_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server = TrialServer(tmp_path, "float32", 1, trial_config(64, 64))
-    with pytest.raises(TrialError, match="ended with exit code 1"), running(server):
+    with pytest.raises(TrialError, match="ended with exit code 1"), running(server.arguments):
         pass
     assert "no config.json" in capfd.readouterr().err
