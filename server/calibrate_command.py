@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rich.console import Console
 
@@ -19,7 +18,6 @@ from engine.calibration.learn import (
     ENGINE,
     SOURCE,
     Errors,
-    Learned,
     learn_model,
     measured_profile,
 )
@@ -43,7 +41,7 @@ from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
 from profiles.step_time import StepTimeModel
 from server import trial
-from server.calibrate_tables import report_tables
+from server.calibrate_tables import DeviceReport, ModelReport, report_tables
 from server.model_source import ModelSource, find_model
 
 _SECONDS = 75.0
@@ -79,30 +77,6 @@ class CalibrateOptions:
     dtype: str = "float32"
     threads: int | None = None
     as_json: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """How well steps of a model are predicted, on those that the fit has not seen."""
-
-    name: str
-    num_steps: int
-    catalogue: Errors
-    """By the catalogue's figures."""
-    measured: Errors
-    """By the device's measured figures, before anything was fitted."""
-    learned: Learned
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceReport:
-    """What came of one kind of device."""
-
-    before: AcceleratorProfile
-    after: AcceleratorProfile
-    path: Path
-    attention_backend: str
-    models: tuple[ModelReport, ...] = ()
 
 
 def run_calibrate(options: CalibrateOptions) -> None:

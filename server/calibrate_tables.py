@@ -1,19 +1,18 @@
-"""How the results of ``ridgeline hardware calibrate`` look to people."""
+"""The results of ``ridgeline hardware calibrate``, and how they look to people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from engine.calibration.learn import Errors, Learned
 from profiles.accelerator import AcceleratorProfile, Figure
-
-if TYPE_CHECKING:
-    from server.calibrate_command import DeviceReport, ModelReport
 
 _ROWS_SHOWN = (1, 8, 64, 512)
 _OVERHEADS = {
@@ -24,6 +23,30 @@ _OVERHEADS = {
     "host_step_s": "between two steps",
     "host_token_s": "a delivered token",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """How well steps of a model are predicted, on those that the fit has not seen."""
+
+    name: str
+    num_steps: int
+    catalogue: Errors
+    """By the catalogue's figures."""
+    measured: Errors
+    """By the device's measured figures, before anything was fitted."""
+    learned: Learned
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What came of one kind of device."""
+
+    before: AcceleratorProfile
+    after: AcceleratorProfile
+    path: Path
+    attention_backend: str
+    models: tuple[ModelReport, ...] = ()
 
 
 def report_tables(reports: Sequence[DeviceReport], seconds: float) -> Iterator[RenderableType]:

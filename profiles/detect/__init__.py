@@ -10,8 +10,14 @@ from profiles.detect.devices import (
     OtherProcesses,
     PcieLevel,
 )
-from profiles.detect.host import Host, detect_host, read_host, usable_cores
-from profiles.detect.report import Detected, DetectedGroup, detect_hardware, report
+from profiles.detect.host import Host, read_host, usable_cores
+from profiles.detect.report import (
+    Detected,
+    DetectedGroup,
+    detect_hardware,
+    detect_host,
+    report,
+)
 
 __all__ = [
     "Clock",

@@ -1,7 +1,6 @@
 """The processor and memory that this process may use.
 
-In a container the limits of its control groups count, not the host's: reading is at the edge
-(``detect_host``), deciding is pure.
+In a container the limits of its control groups count, not the host's.
 """
 
 from __future__ import annotations
@@ -68,15 +67,6 @@ class Host:
         return self.flags
 
 
-def detect_host() -> Host:
-    """The host of this process."""
-    if platform.system() == "Darwin":
-        from profiles.detect.apple import detect_mac_host
-
-        return detect_mac_host()
-    return read_host(Path("/"), affinity=_affinity())
-
-
 def read_host(root: Path, affinity: frozenset[int]) -> Host:
     """The Linux host below ``root``, for a process that may run on the threads in ``affinity``."""
     name, flags = parse_cpuinfo(read(root / "proc/cpuinfo"))
@@ -132,7 +122,8 @@ def _machine_memory(root: Path) -> tuple[int, int]:
     return memory.total, memory.available
 
 
-def _affinity() -> frozenset[int]:
+def own_affinity() -> frozenset[int]:
+    """Hardware threads that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))

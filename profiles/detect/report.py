@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from profiles.accelerator import (
     AcceleratorProfile,
@@ -17,9 +19,9 @@ from profiles.accelerator import (
 )
 from profiles.catalog import Catalog, load_catalog
 from profiles.detect.amd import detect_amd
-from profiles.detect.apple import detect_apple
+from profiles.detect.apple import detect_apple, detect_mac_host
 from profiles.detect.devices import DetectedDevice, DetectedLink, Findings
-from profiles.detect.host import Host, detect_host
+from profiles.detect.host import Host, own_affinity, read_host
 from profiles.detect.intel import detect_intel
 from profiles.detect.nvidia import detect_nvidia
 from profiles.hardware import cpu_profile
@@ -71,6 +73,13 @@ class Detected:
     @property
     def hardware(self) -> Hardware:
         return tuple(found.group for found in self.groups)
+
+
+def detect_host() -> Host:
+    """The host of this process."""
+    if platform.system() == "Darwin":
+        return detect_mac_host()
+    return read_host(Path("/"), affinity=own_affinity())
 
 
 def detect_hardware() -> Detected:
