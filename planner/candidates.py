@@ -72,6 +72,14 @@ class PinError(ValueError):
     """A decision of the user's that cannot be carried out; one line, with what would do."""
 
 
+class UnsupportedError(PinError):
+    """A model cannot run on a kind of device, whatever the user decides."""
+
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """How a model could be laid out on a group of devices, before its limits are chosen."""
@@ -172,8 +180,14 @@ def _engines(pins: Pins, profile: AcceleratorProfile, found: Enumeration) -> Ite
         yield engine
         if not pins.engine:
             return  # the preferred one that runs there
-    if reasons:
-        raise PinError("; ".join(reasons))
+    if pins.engine:
+        if reasons:
+            raise PinError("; ".join(reasons))
+    else:
+        raise UnsupportedError(
+            f"no engine runs on {profile.name}: {'; '.join(reasons)}",
+            "the machine's processor, by its number of cores (--on 8xcpu-neon-i8mm, say)",
+        )
 
 
 def _preferred(profile: AcceleratorProfile) -> tuple[str, ...]:
@@ -221,8 +235,13 @@ def _schemes(
             continue
         verdict = check_scheme(name, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
-            if fixed is not None:
+            if pinned is not None:
                 raise PinError(f"quantization {name}: {verdict.reason}{_instead(verdict.nearest)}")
+            if stored is not None:
+                raise UnsupportedError(
+                    f"the checkpoint is quantized as {name}: {verdict.reason}",
+                    f"a checkpoint of another kind{_instead(verdict.nearest)}",
+                )
             found.ruled_out[f"quantization {name}"] = verdict.reason
         elif fixed is None and scheme.quality_bits < least_bits:
             found.ruled_out[f"quantization {name}"] = (

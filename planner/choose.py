@@ -14,6 +14,7 @@ from planner.candidates import (
     Candidate,
     PinError,
     Question,
+    UnsupportedError,
 )
 from planner.estimate import estimate
 from planner.fixes import suggest_fixes
@@ -94,7 +95,11 @@ def _check(question: Question) -> None:
 
 def _plan_group(question: Question, group: DeviceGroup) -> Outcome:
     outcome = Outcome(group)
-    sizing = size_all(question, group, question.quality_bits or DEFAULT_QUALITY_BITS)
+    try:
+        sizing = size_all(question, group, question.quality_bits or DEFAULT_QUALITY_BITS)
+    except UnsupportedError as error:
+        outcome.refusal = Refusal(str(error), (error.fix,))
+        return outcome
     outcome.rejected |= sizing.rejected
     fitting = _preferred(sizing.fitting)
     if not fitting and question.quality_bits is None and question.pins.quantization is None:

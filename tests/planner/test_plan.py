@@ -106,11 +106,7 @@ def roofline_tpot_ms(question: Question, plan: Plan) -> float:
 )
 def test_every_plan_keeps_its_promises(device: str, model: str, count: int, workload: str) -> None:
     question = ask(model, f"{count}x{device}", workload)
-    try:
-        plan = make_plan(question)
-    except PinError:
-        return  # no engine runs on this device
-    check_plan(question, plan)
+    check_plan(question, make_plan(question))
 
 
 @pytest.mark.parametrize(
@@ -326,3 +322,12 @@ def test_no_group_is_larger_than_its_link_reaches() -> None:
     plan = make_plan(ask("Llama-3.1-8B", "16xInferentia2"))
     assert plan.plan is not None
     assert plan.plan.tensor_parallel_size * plan.plan.pipeline_parallel_size <= 12
+
+
+def test_a_device_that_no_engine_runs_on_is_refused_with_another() -> None:
+    plan = make_plan(ask("Qwen3-0.6B", "1xM2-Max"))
+    assert plan.refusal is not None
+    assert "no engine runs on M2-Max" in plan.refusal.reason
+    assert make_plan(ask("Qwen3-0.6B", "8xcpu-neon-i8mm")).status == "ok"
+    with pytest.raises(PinError, match="engine vllm"):
+        make_plan(ask("Qwen3-0.6B", "1xM2-Max", engine="vllm"))
