@@ -12,6 +12,7 @@ tokens and 1024 sequences from 70 GiB of memory on, but for A100; otherwise 2048
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
@@ -146,7 +147,8 @@ def main() -> None:
     print(f"{num_asked} questions, {num_refused} without a plan")
     print(f"{num_default_fails} planned where the defaults do not start (memory, heads, numerics)")
     for name, gains in (("all decisions", everything), ("limits only", limits)):
-        ordered = sorted(gains)
+        ordered = sorted(gain for gain in gains if math.isfinite(gain))
+        hopeless = len(gains) - len(ordered)
         points = {
             "worst": ordered[0],
             "P10": ordered[len(ordered) // 10],
@@ -156,6 +158,9 @@ def main() -> None:
         }
         words = "  ".join(f"{label} {value:.2f}x" for label, value in points.items())
         print(f"{name:14} {len(ordered):5} cases  {words}")
+        print(
+            f"{'':14} {hopeless:5} more where the defaults meet the targets for hardly any request"
+        )
 
 
 if __name__ == "__main__":
