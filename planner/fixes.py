@@ -48,10 +48,10 @@ def _fixes_that_work(question: Question, group: DeviceGroup) -> Iterator[str]:
         more = replace(group, count=count)
         if not group.profile.is_cpu and _fits_with(replace(question, pins=free), more):
             yield f"{count} devices (--on {count}x{group.profile.name})"
-            return
+            break
     memory_bytes = _memory_that_fits(question, group)
     if memory_bytes:
-        yield f"a device with {memory_bytes / GIB:.0f} GiB of memory"
+        yield f"{_such(group)} with {memory_bytes / GIB:.0f} GiB of memory"
 
 
 def _memory_that_fits(question: Question, group: DeviceGroup) -> int:
@@ -64,6 +64,12 @@ def _memory_that_fits(question: Question, group: DeviceGroup) -> int:
         if _fits_with(roomy, replace(group, profile=profile)):
             return size
     return 0
+
+
+def _such(group: DeviceGroup) -> str:
+    if group.profile.is_cpu:
+        return "a host"
+    return "a device" if group.count == 1 else f"{group.count} devices, each"
 
 
 def _quantizations(question: Question, group: DeviceGroup) -> Iterator[str]:
