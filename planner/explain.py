@@ -64,6 +64,12 @@ def by_comparison(question: Question, other: Simulated, best: Simulated) -> str:
     for name, a, b in pairs:
         if a > 1.005 * b:
             return f"{name} {a:.4g} ms instead of {b:.4g} ms at the median"
+    kv_dtype = other.sized.candidate.kv_dtype
+    if kv_dtype != best.sized.candidate.kv_dtype:
+        return (
+            f"{mine.output_tokens_per_s:.4g} tokens/s against {theirs.output_tokens_per_s:.4g}, "
+            f"but an {kv_dtype} KV cache costs precision and no target needs it"
+        )
     devices = other.sized.candidate.num_devices
     if devices > best.sized.candidate.num_devices:
         return f"no better with {devices} devices"
