@@ -184,7 +184,8 @@ def _thoroughly(
     best = run(question, tried[0].sized, thorough=True)
     if question.slo.is_empty or best.prediction.slo_attainment >= _SAFE_ATTAINMENT:
         return best
-    return max(best, *(run(question, one.sized, thorough=True) for one in tried[1:]), key=rank)
+    others = (run(question, one.sized, thorough=True) for one in tried[1:])
+    return max([best, *others], key=rank)
 
 
 Variations = list[tuple[Candidate, Limits]]
