@@ -19,11 +19,18 @@ class EngineConfig:
     model_dir: Path
     scheduler: SchedulerConfig
     dtype: str = "float32"
-    """Type that weights, activations and KV cache are held in."""
+    """Type of activations; also of weights and KV cache where nothing else is said."""
+    quantization: str = "none"
+    """Scheme that weights are held in: ``none`` (as stored), ``int8``, ``int8_g128``, ``int4`` or
+    ``int4_g128``, see ``profiles/numerics.yaml``."""
+    kv_cache_dtype: str = "auto"
+    """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
     num_threads: int = 0
     """Compute threads; 0 takes one for each core this process may use."""
     attention_backend: str = "auto"
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
+    linear_kernel: str = "auto"
+    """Implementation of the matrix products; ``auto`` measures which is fastest here."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
 

@@ -19,103 +19,22 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <utility>
 #include <vector>
+
+#include "simd.h"
 
 namespace {
 
 // Rows times chains are the sums in flight: enough to cover the latency of two multiply-add units,
 // few enough for the registers.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, MAX_ROWS = 8, CHAINS = 2;
-#elif defined(__AVX__)
-constexpr int LANES = 8, MAX_ROWS = 4, CHAINS = 2;
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int MAX_ROWS = 4, CHAINS = 2;
 #else
-constexpr int LANES = 4, MAX_ROWS = 8, CHAINS = 2;  // NEON, SSE
+constexpr int MAX_ROWS = 8, CHAINS = 2;
 #endif
 static_assert(CHAINS == 2, "score() adds up two");
 constexpr int TILE_ROWS = 32;  // their queries and outputs stay in the first-level cache
 constexpr int64_t SMALL = 1 << 18;  // multiply-adds that are done before other threads wake up
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-typedef float vec_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-inline vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
-inline vec broadcast(float x) { return x - vec{}; }
-inline vec maximum(vec a, vec b) { return a > b ? a : b; }
-
-template <int... I>
-inline vec shuffle(vec a, vec b) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, ivec{I...});
-#endif
-}
-
-// A butterfly: lanes whose numbers differ in the bit `DISTANCE` meet.
-template <int DISTANCE, int... I>
-inline vec across(vec v, std::integer_sequence<int, I...>) {
-  return shuffle<(I ^ DISTANCE)...>(v, v);
-}
-template <int DISTANCE = LANES / 2>
-inline float horizontal_max(vec v) {
-  v = maximum(v, across<DISTANCE>(v, std::make_integer_sequence<int, LANES>()));
-  if constexpr (DISTANCE > 1) return horizontal_max<DISTANCE / 2>(v);
-  return v[0];
-}
-template <int DISTANCE = LANES / 2>
-inline float horizontal_sum(vec v) {
-  v += across<DISTANCE>(v, std::make_integer_sequence<int, LANES>());
-  if constexpr (DISTANCE > 1) return horizontal_sum<DISTANCE / 2>(v);
-  return v[0];
-}
-
-// Transposes LANES x LANES by swapping, for each bit, the quadrants in which row and column
-// differ in that bit.
-template <int BIT, int... I>
-inline void swap_quadrants(vec& upper, vec& lower, std::integer_sequence<int, I...>) {
-  const vec u = upper, l = lower;
-  upper = shuffle<((I & BIT) ? I - BIT + LANES : I)...>(u, l);
-  lower = shuffle<((I & BIT) ? I + LANES : I + BIT)...>(u, l);
-}
-template <int BIT = 1>
-inline void transpose(vec* rows) {
-  for (int i = 0; i < LANES; i++)
-    if (!(i & BIT))
-      swap_quadrants<BIT>(rows[i], rows[i + BIT], std::make_integer_sequence<int, LANES>());
-  if constexpr (2 * BIT < LANES) transpose<2 * BIT>(rows);
-}
-
-// exp(x) for x <= 0 to about one unit in the last place; exactly 1 at 0, exactly 0 below -87.
-// x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial for exp(r) is that of Cephes' expf.
-inline vec exp_nonpositive(vec x) {
-  const float round_to_int = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction bits
-  const vec clamped = maximum(broadcast(-87.0f), x);  // in this order NaN stays NaN
-  const vec shifted = clamped * 1.44269504f + round_to_int;
-  const vec n = shifted - round_to_int;
-  const vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  vec p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const ivec exponent = ((ivec)shifted - (ivec)broadcast(round_to_int) + 127) << 23;
-  return x < -87.0f ? vec{} : p * (vec)exponent;
-}
-
-// Calls f with the number of rows as a compile-time constant, as few times as possible.
-template <int ROWS = MAX_ROWS, typename F>
-inline void for_row_groups(int first, int num_rows, F f) {
-  for (; first + ROWS <= num_rows; first += ROWS) f(first, std::integral_constant<int, ROWS>());
-  if constexpr (ROWS > 1) for_row_groups<ROWS / 2>(first, num_rows, f);
-}
 
 }  // namespace
 
@@ -258,7 +177,7 @@ class TileAttention {
     const float* query = reinterpret_cast<const float*>(scratch_.query.data());
     const vec* keys = scratch_.keys.data();
     vec* weights = scratch_.weights.data();
-    for_row_groups(0, num_rows_, [&](int row, auto rows) {
+    for_row_groups<MAX_ROWS>(0, num_rows_, [&](int row, auto rows) {
       vec acc[CHAINS][rows] = {};
       for (int d = 0; d < padded_dim(); d += CHAINS)
         for (int c = 0; c < CHAINS; c++)
@@ -295,7 +214,7 @@ class TileAttention {
   void add_values(const Tokens& tokens, int num_tokens) {
     const float* weights = reinterpret_cast<const float*>(scratch_.weights.data());
     vec* output = scratch_.output.data();
-    for_row_groups(0, num_rows_, [&](int row, auto rows) {
+    for_row_groups<MAX_ROWS>(0, num_rows_, [&](int row, auto rows) {
       for (int j = 0; j < num_vecs(); j++) {
         vec acc[rows];
         for (int i = 0; i < rows; i++) acc[i] = output[(row + i) * num_vecs() + j];

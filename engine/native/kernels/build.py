@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 _FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     # What -ffast-math would allow without reordering sums: results keep their bits. (It would
     # also make the library switch denormals off in the whole process when it is loaded.)
     "-fno-math-errno",
@@ -43,8 +42,11 @@ class KernelBuildError(RuntimeError):
     """No kernel library: there is no compiler, or it failed; one line saying which."""
 
 
-def load_kernel(source: Path) -> ctypes.CDLL:
-    """The library of one C++ file, from the cache or freshly compiled.
+def load_kernel(source: Path, architecture: str = "native") -> ctypes.CDLL:
+    """The library of one C++ file and the headers beside it, from the cache or freshly compiled.
+
+    ``architecture`` is the compiler's ``-march``: this machine's, or a lesser one that it can
+    run as well.
 
     The cache (``$XDG_CACHE_HOME/ridgeline/kernels``, by default under ``~/.cache``) is keyed by
     all that decides the machine code. Processes may race: each compiles to a file of its own and
@@ -54,7 +56,8 @@ def load_kernel(source: Path) -> ctypes.CDLL:
     Raises:
         KernelBuildError: there is no compiler, or it failed.
     """
-    compiler, options = _compiler(), [*_FLAGS, *_openmp_runtime()]
+    compiler = _compiler()
+    options = [*_FLAGS, f"-march={architecture}", *_openmp_runtime()]
     library = _cache_directory() / f"{source.stem}-{_key(source, compiler, options)}.so"
     if library.exists():
         # A truncated library does not fail to load, it kills the process: look before loading.
@@ -118,7 +121,9 @@ def _key(source: Path, compiler: list[str], options: list[str]) -> str:
         raise KernelBuildError(f"{compiler[0]} does not run: {error}") from None
     command = "\0".join([*compiler, *options])
     # -march=native means another machine's code where the home directory is shared.
-    parts = [source.read_bytes(), command.encode(), version, _cpu_features().encode()]
+    sources = [source, *sorted(source.parent.glob("*.h"))]
+    parts = [command.encode(), version, _cpu_features().encode()]
+    parts += [path.read_bytes() for path in sources]
     return hashlib.sha256(b"\0\0".join(parts)).hexdigest()[:24]
 
 
