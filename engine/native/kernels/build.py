@@ -17,9 +17,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Not called here, but its OpenMP runtime must be mapped before a kernel is linked against it.
-import torch  # noqa: F401
-
 logger = logging.getLogger(__name__)
 
 _FLAGS = (
@@ -71,6 +68,15 @@ def load_kernel(source: Path, architecture: str = "native") -> ctypes.CDLL:
         raise KernelBuildError(f"{library} was compiled but does not load: {error}") from None
 
 
+def compiler_available() -> bool:
+    """Whether there is a C++ compiler; says nothing of whether it can compile the kernels."""
+    try:
+        _compiler()
+    except KernelBuildError:
+        return False
+    return True
+
+
 def _is_whole(library: Path) -> bool:
     content = library.read_bytes()
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
@@ -96,6 +102,8 @@ def _openmp_runtime() -> list[str]:
     ``--as-needed`` then drops the other. Where torch uses none, or another kind, the system's is
     what remains.
     """
+    import torch  # noqa: F401, not called: its runtime is mapped now, before a library needs it
+
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:

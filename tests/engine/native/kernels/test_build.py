@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.native.attention.native_backend import NativeAttention
-from engine.native.kernels.build import KernelBuildError, load_kernel
+from engine.native.kernels.build import KernelBuildError, compiler_available, load_kernel
 
 
 @pytest.fixture
@@ -81,6 +81,15 @@ def test_errors_are_one_line(cache: Path, source: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(KernelBuildError, match=r"no C\+\+ compiler: \$CXX \(no-such-compiler\)"):
         load_kernel(source)
+
+
+def test_a_compiler_is_looked_for_without_loading_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    code = "import sys; from engine.native.kernels.build import compiler_available; "
+    code += "sys.exit(not compiler_available() or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiler_available()
 
 
 def test_one_openmp_runtime_serves_torch_and_the_kernel() -> None:
