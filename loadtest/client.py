@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from loadtest.streams import Chunk, CountError, read_chunk, token_times
 from loadtest.workload import Ask
 from profiles.latency import RequestTimes
 
@@ -21,6 +22,8 @@ class RequestRecord:
 
     times: RequestTimes | None
     error: str = ""
+    num_cached_tokens: int | None = None
+    """Of the prompt, found in the server's cache; None where the server does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +89,35 @@ async def _request(session: aiohttp.ClientSession, ask: Ask, scheduled: float) -
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
-        # The usage of each chunk counts its tokens: one may carry several, or no text at all.
+        # The usage of each chunk counts its tokens, where a server knows that extension: a chunk
+        # may carry several, or no text at all.
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         # Tokens without a text (of a random model, say) are sent at once only when asked for.
         "return_token_ids": True,
     }
-    token_times: list[float] = []
+    chunks: list[Chunk] = []
+    usage: dict[str, Any] = {}
     try:
         async with session.post("/v1/completions", json=body) as response:
             if response.status != 200:
                 return RequestRecord(None, f"HTTP {response.status}: {await response.text()}")
             async for event in _events(response):
-                now = time.perf_counter()
                 if "error" in event:
                     return RequestRecord(None, str(event["error"]))
-                num_tokens = event.get("usage", {}).get("completion_tokens", 0)
-                token_times += [now] * (num_tokens - len(token_times))
+                chunks.append(read_chunk(event, time.perf_counter()))
+                usage = event.get("usage") or usage
+        times = token_times(chunks)
     except (aiohttp.ClientError, TimeoutError) as error:
         return RequestRecord(None, f"{type(error).__name__}: {error}")
-    if len(token_times) != ask.output_tokens:
-        return RequestRecord(None, f"{len(token_times)} tokens came, not {ask.output_tokens}")
-    return RequestRecord(RequestTimes(scheduled, token_times))
+    except CountError as error:
+        return RequestRecord(None, str(error))
+    if len(times) != ask.output_tokens:
+        return RequestRecord(None, f"{len(times)} tokens came, not {ask.output_tokens}")
+    num_prompt_tokens = usage.get("prompt_tokens", len(ask.prompt))
+    if num_prompt_tokens != len(ask.prompt):
+        return RequestRecord(None, f"{num_prompt_tokens} prompt tokens, not {len(ask.prompt)}")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    return RequestRecord(RequestTimes(scheduled, times), num_cached_tokens=cached)
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -21,17 +21,24 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests of fixed lengths, in tokens. Prompts are random, so no two share a prefix."""
+    """Requests of fixed lengths, in tokens.
+
+    Prompts are random, so no two share a prefix but for their first ``shared_prefix_tokens``,
+    which are the same in all requests of a seed.
+    """
 
     prompt_tokens: int
     output_tokens: int
     num_requests: int
     seed: int = 0
+    shared_prefix_tokens: int = 0
 
     def asks(self) -> list[Ask]:
         generator = random.Random(self.seed)
+        prefix = random_tokens(generator, self.shared_prefix_tokens)
+        num_own_tokens = self.prompt_tokens - self.shared_prefix_tokens
         return [
-            Ask(random_tokens(generator, self.prompt_tokens), self.output_tokens)
+            Ask(prefix + random_tokens(generator, num_own_tokens), self.output_tokens)
             for _ in range(self.num_requests)
         ]
 
