@@ -13,6 +13,7 @@ from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
 from profiles.hardware import link_between
 from profiles.model_spec import AttentionKind, ModelSpec
 from profiles.numerics import (
+    KV_TYPES,
     SCHEMES,
     Support,
     Verdict,
@@ -21,6 +22,7 @@ from profiles.numerics import (
     check_engine,
     check_kv_dtype,
     check_scheme,
+    formats_of,
 )
 
 ENGINES = ("vllm", "native")
@@ -94,6 +96,8 @@ class Candidate:
     tensor_parallel_size: int
     pipeline_parallel_size: int
     replicas: int
+    compute_share: float = 1.0
+    """Of that rate, what the engine's kernels can have."""
     emulated: str = ""
     """Which of its numerics are emulated, and how; empty when all are native."""
 
@@ -102,13 +106,20 @@ class Candidate:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.replicas
 
     @property
-    def kv_dtype_bytes(self) -> float:
-        return 1.0 if self.kv_dtype in ("fp8", "int8") else DTYPE_BYTES[self.dtype]
+    def has_compact_kv(self) -> bool:
+        """Whether keys and values lose precision to save memory."""
+        return KV_TYPES[self.kv_dtype].is_compact
+
+    def kv_bytes_per_element(self, spec: ModelSpec) -> float:
+        return KV_TYPES[self.kv_dtype].bytes_per_element(DTYPE_BYTES[self.dtype], spec.head_dim)
 
     def __str__(self) -> str:
         parts = [self.engine]
-        parts.append(self.dtype if self.scheme.name == "none" else self.scheme.name)
-        if self.kv_dtype != "auto":
+        if self.scheme.name != "none":
+            parts.append(self.scheme.name)
+        else:
+            parts.append("unquantized" if formats_of(self.engine).as_stored else self.dtype)
+        if self.has_compact_kv:
             parts.append(f"{self.kv_dtype} KV")
         parts.append(f"TP {self.tensor_parallel_size}")
         if self.pipeline_parallel_size > 1:
@@ -142,13 +153,11 @@ def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int
     """
     found = Enumeration()
     for engine in _engines(question.pins, group.profile, found):
-        dtypes = _dtypes(question, group.profile, engine)
+        dtype = _dtype(question, group.profile, engine)
         schemes = list(_schemes(question, group.profile, engine, least_bits, found))
         kv_dtypes = list(_kv_dtypes(question, group.profile, engine, found))
         for layout in _layouts(question, group, found):
-            for dtype, (scheme, verdict), (kv_dtype, kv_verdict) in product(
-                dtypes, schemes, kv_dtypes
-            ):
+            for (scheme, verdict), (kv_dtype, kv_verdict) in product(schemes, kv_dtypes):
                 found.candidates.append(
                     Candidate(
                         profile=group.profile,
@@ -156,6 +165,7 @@ def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int
                         dtype=dtype,
                         scheme=scheme,
                         compute=verdict.compute,
+                        compute_share=verdict.share,
                         kv_dtype=kv_dtype,
                         tensor_parallel_size=layout.tensor_parallel_size,
                         pipeline_parallel_size=layout.pipeline_parallel_size,
@@ -194,12 +204,9 @@ def _preferred(profile: AcceleratorProfile) -> tuple[str, ...]:
     return ("native", "vllm") if profile.is_cpu else ("vllm", "native")
 
 
-def _dtypes(question: Question, profile: AcceleratorProfile, engine: str) -> list[str]:
-    """Types of activations, the preferred one first: the checkpoint's own where the device has it.
-
-    On a CPU float32: there the products of 16 bits give answers that depend on the batch, and
-    bfloat16 is for models that do not fit otherwise.
-    """
+def _dtype(question: Question, profile: AcceleratorProfile, engine: str) -> str:
+    """Type of activations: the checkpoint's own where the device has it; float32 in an engine that
+    holds weights as they are stored, where it costs no memory to speak of."""
     pinned = question.pins.dtype
     if pinned is not None:
         if pinned not in DTYPE_BYTES:
@@ -207,13 +214,13 @@ def _dtypes(question: Question, profile: AcceleratorProfile, engine: str) -> lis
         verdict = check_dtype(pinned, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
             raise PinError(f"dtype {pinned}: {verdict.reason}{_instead(verdict.nearest)}")
-        return [pinned]
+        return pinned
+    if formats_of(engine).as_stored:
+        return "float32"
     stored = question.spec.dtype if question.spec.dtype in DTYPE_BYTES else "bfloat16"
-    if profile.is_cpu:
-        return ["float32"] if stored == "float32" else ["float32", "bfloat16"]
     wanted = "bfloat16" if stored == "float32" else stored
     verdict = check_dtype(wanted, profile, engine)
-    return [wanted if verdict.support is Support.NATIVE else verdict.nearest or "float16"]
+    return wanted if verdict.support is Support.NATIVE else verdict.nearest or "float16"
 
 
 def _schemes(
@@ -225,13 +232,21 @@ def _schemes(
 ) -> Iterator[tuple[WeightScheme, Verdict]]:
     stored = question.spec.quantization
     pinned = question.pins.quantization
+    formats = formats_of(engine)
+    if stored is not None and not formats.quantized_checkpoints:
+        raise UnsupportedError(
+            f"the checkpoint is quantized ({stored.method}), and the {engine} engine quantizes "
+            "weights itself, from 16 or 32 bits",
+            "a checkpoint of the model that is not quantized",
+        )
     if pinned is not None and pinned not in SCHEMES:
         raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
     if stored is not None and pinned not in (None, stored.scheme):
         raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
     fixed = stored.scheme if stored is not None else pinned
+    considered = formats.schemes if fixed is None else {fixed}
     for name, scheme in SCHEMES.items():
-        if fixed is not None and name != fixed:
+        if name not in considered:
             continue
         verdict = check_scheme(name, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
@@ -247,7 +262,7 @@ def _schemes(
             found.ruled_out[f"quantization {name}"] = (
                 f"{scheme.quality_bits} bits, below the quality floor of {least_bits}"
             )
-        elif fixed is None and not scheme.online and least_bits >= DEFAULT_QUALITY_BITS:
+        elif fixed is None and name not in formats.online and least_bits >= DEFAULT_QUALITY_BITS:
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
         else:
             yield scheme, verdict
@@ -257,7 +272,10 @@ def _kv_dtypes(
     question: Question, profile: AcceleratorProfile, engine: str, found: Enumeration
 ) -> Iterator[tuple[str, Verdict]]:
     pinned = question.pins.kv_cache_dtype
-    for name in (pinned,) if pinned else ("auto", "fp8"):
+    plain = plain_kv_dtype(question.spec, engine)
+    if pinned == "auto":
+        pinned = plain
+    for name in (pinned,) if pinned else (plain, *compact_kv_dtypes(engine)):
         verdict = check_kv_dtype(name, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
             if pinned:
@@ -267,6 +285,22 @@ def _kv_dtypes(
             found.ruled_out[f"{name} KV cache"] = verdict.reason
         else:
             yield name, verdict
+
+
+def plain_kv_dtype(spec: ModelSpec, engine: str) -> str:
+    """The type of keys and values that costs no precision to speak of, by the engine's name.
+
+    Where activations are not in the checkpoint's type, 16 bits for 16 bits.
+    """
+    if not formats_of(engine).as_stored:
+        return "auto"
+    return "float32" if spec.dtype == "float32" else "bfloat16"
+
+
+def compact_kv_dtypes(engine: str) -> tuple[str, ...]:
+    """What an engine has, on some device, for where memory is short."""
+    known = formats_of(engine).kv_dtypes
+    return tuple(name for name, kind in KV_TYPES.items() if kind.is_compact and name in known)
 
 
 def _emulated(weights: tuple[str, Verdict], kv: tuple[str, Verdict]) -> str:

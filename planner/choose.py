@@ -15,6 +15,7 @@ from planner.candidates import (
     PinError,
     Question,
     UnsupportedError,
+    compact_kv_dtypes,
 )
 from planner.estimate import estimate
 from planner.fixes import suggest_fixes
@@ -117,9 +118,7 @@ def _plan_group(question: Question, group: DeviceGroup) -> Outcome:
 
 def _preferred(fitting: list[Sized]) -> list[Sized]:
     """Without what costs quality for memory alone, where there is anything without it."""
-    plain = [sized for sized in fitting if sized.candidate.kv_dtype == "auto"] or fitting
-    best_dtype = plain[0].candidate.dtype if plain else ""
-    return [sized for sized in plain if sized.candidate.dtype == best_dtype]
+    return [sized for sized in fitting if not sized.candidate.has_compact_kv] or fitting
 
 
 def _choose(
@@ -218,12 +217,13 @@ def _sequence_limits(question: Question, sized: Sized) -> Variations:
 
 def _kv_caches(question: Question, sized: Sized) -> Variations:
     candidate = sized.candidate
-    if candidate.kv_dtype != "auto" or question.pins.kv_cache_dtype is not None:
+    if candidate.has_compact_kv or question.pins.kv_cache_dtype is not None:
         return []
-    verdict = check_kv_dtype("fp8", candidate.profile, candidate.engine)
-    if verdict.support is not Support.NATIVE:
-        return []
-    return [(replace(candidate, kv_dtype="fp8"), sized.limits)]
+    return [
+        (replace(candidate, kv_dtype=name), sized.limits)
+        for name in compact_kv_dtypes(candidate.engine)
+        if check_kv_dtype(name, candidate.profile, candidate.engine).support is Support.NATIVE
+    ]
 
 
 def _is_worth(

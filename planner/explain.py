@@ -9,6 +9,7 @@ from planner.estimate import Estimate
 from planner.plan import Percentiles, Prediction
 from planner.predict import Simulated
 from planner.sizing import Limits, Sized
+from profiles.numerics import formats_of
 from profiles.step_cost import StepShape
 from profiles.step_time import TERMS
 
@@ -30,7 +31,7 @@ def variation(candidate: Candidate, limits: Limits) -> str:
         f"max_num_seqs {limits.max_num_seqs}, "
         f"max_num_batched_tokens {limits.max_num_batched_tokens}"
     )
-    return words if candidate.kv_dtype == "auto" else f"{words}, {candidate.kv_dtype} KV cache"
+    return f"{words}, {candidate.kv_dtype} KV cache" if candidate.has_compact_kv else words
 
 
 def by_estimate(question: Question, guess: Estimate) -> str:
@@ -83,7 +84,7 @@ def lowered_floor(best: Sized) -> list[str]:
         f"nothing of {DEFAULT_QUALITY_BITS} bits or more fits, so weights get "
         f"{scheme.quality_bits} bits ({scheme.name})"
     ]
-    if not scheme.online:
+    if scheme.name not in formats_of(best.candidate.engine).online:
         notes.append(f"{scheme.name} needs a checkpoint that was quantized beforehand")
     return notes
 

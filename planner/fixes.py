@@ -13,9 +13,9 @@ from planner.candidates import (
     Question,
 )
 from planner.ledger import GIB
-from planner.sizing import size_all
+from planner.sizing import Sized, size_all
 from profiles.accelerator import DeviceGroup
-from profiles.numerics import SCHEMES
+from profiles.numerics import SCHEMES, formats_of
 
 _MOST_FIXES = 4
 _MULTIPLES = (2, 3, 4, 6, 8, 12, 16)
@@ -37,8 +37,8 @@ def _fixes_that_work(question: Question, group: DeviceGroup) -> Iterator[str]:
     if length:
         yield f"max length {length} (--max-model-len {length})"
     pins = question.pins
-    if pins.kv_cache_dtype is None and _fits(question, group, kv_cache_dtype="fp8"):
-        yield "fp8 KV cache (--kv-cache-dtype fp8)"
+    if pins.kv_cache_dtype and _fits(question, group, kv_cache_dtype=None):
+        yield "a smaller type of the KV cache (leave --kv-cache-dtype out)"
     if pins.tensor_parallel_size and _fits(question, group, tensor_parallel_size=None):
         yield "another tensor parallel size (leave --tensor-parallel-size out)"
     yield from _quantizations(question, group)
@@ -78,8 +78,10 @@ def _quantizations(question: Question, group: DeviceGroup) -> Iterator[str]:
     for name, scheme in sorted(SCHEMES.items(), key=lambda item: -item[1].quality_bits):
         if name in ("none", question.pins.quantization):
             continue
-        if _fits(question, group, quantization=name):
-            how = "" if scheme.online else ", from a checkpoint quantized beforehand"
+        fitting = _sized(_pinned(question, quantization=name), group)
+        if fitting:
+            is_online = name in formats_of(fitting[0].candidate.engine).online
+            how = "" if is_online else ", from a checkpoint quantized beforehand"
             yield f"{scheme.quality_bits}-bit weights (--quantization {name}{how})"
             return
 
@@ -113,15 +115,24 @@ def _with_length(question: Question, length: int) -> Question:
 
 
 def _fits(question: Question, group: DeviceGroup, **changes: str | int | None) -> bool:
-    pins: Pins = replace(question.pins, **changes)  # type: ignore[arg-type]
-    return _fits_with(replace(question, pins=pins), group)
+    return _fits_with(_pinned(question, **changes), group)
 
 
 def _fits_with(question: Question, group: DeviceGroup) -> bool:
+    return bool(_sized(question, group))
+
+
+def _pinned(question: Question, **changes: str | int | None) -> Question:
+    pins: Pins = replace(question.pins, **changes)  # type: ignore[arg-type]
+    return replace(question, pins=pins)
+
+
+def _sized(question: Question, group: DeviceGroup) -> list[Sized]:
+    """What fits; nothing where a decision is impossible."""
     least_bits = question.quality_bits or (
         LEAST_QUALITY_BITS if question.pins.quantization else DEFAULT_QUALITY_BITS
     )
     try:
-        return bool(size_all(question, group, least_bits).fitting)
+        return size_all(question, group, least_bits).fitting
     except PinError:
-        return False
+        return []

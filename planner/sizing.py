@@ -10,13 +10,16 @@ from planner.ledger import DTYPE_BYTES, DoesNotFitError, MemoryDemand, MemoryLed
 from profiles.accelerator import DeviceGroup
 from profiles.hardware import link_between
 from profiles.model_spec import ModelSpec, TensorRole
-from profiles.numerics import WeightScheme
+from profiles.numerics import SCHEMES, WeightScheme, formats_of
 from profiles.priors import priors_for
-from profiles.step_cost import QUANTIZED_ROLES, WeightFormat, step_cost
+from profiles.step_cost import WeightFormat, step_cost
 from profiles.step_time import DeviceRates, RateCurve, StepTimeModel
 from scheduler.config import SchedulerConfig
 
 _DTYPE_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_LAYERS = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})
+"""What quantization schemes convert unless a checkpoint says otherwise."""
+_ENDS = frozenset({TensorRole.EMBEDDING, TensorRole.HEAD})
 _CPU_STEP_S = 0.5
 """Longest step that a running request should have to wait for its next token on a CPU."""
 _CPU_MOST_TOKENS = 512
@@ -65,39 +68,42 @@ class Sized:
         )
 
 
-def weight_format(spec: ModelSpec, scheme: WeightScheme, dtype: str) -> WeightFormat:
-    """How the scheme holds this model's weights."""
-    other = DTYPE_BYTES[dtype]
-    if scheme.name == "none":
-        return WeightFormat(other, other)
-    stored = spec.quantization
-    roles = QUANTIZED_ROLES if stored is None else frozenset(stored.roles) or QUANTIZED_ROLES
-    return WeightFormat(scheme.bits_per_weight / 8, other, roles - {TensorRole.NORM})
+def weight_format(spec: ModelSpec, scheme: WeightScheme, engine: str, dtype: str) -> WeightFormat:
+    """How the engine holds this model's weights in a scheme, with activations of ``dtype``."""
+    formats = formats_of(engine)
+    plain = other = DTYPE_BYTES[dtype]
+    if formats.as_stored:
+        plain, other = DTYPE_BYTES.get(spec.dtype, 2), DTYPE_BYTES["float32"]
+    by_role: dict[TensorRole, float] = dict.fromkeys(_LAYERS | _ENDS, plain)
+    if scheme.name != "none":
+        stored = spec.quantization
+        roles = _LAYERS if stored is None else stored.roles or _LAYERS
+        by_role |= dict.fromkeys(roles - {TensorRole.NORM}, scheme.bits_per_weight / 8)
+        if scheme.name in formats.ends:
+            ends = SCHEMES[formats.ends[scheme.name]]
+            by_role |= dict.fromkeys(_ENDS, ends.bits_per_weight / 8)
+    return WeightFormat(other, by_role)
 
 
 def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -> StepTimeModel:
     """The step-time model of one replica of a candidate."""
     profile, tp = candidate.profile, candidate.tensor_parallel_size
-    dtype_key = _DTYPE_KEYS[candidate.dtype]
-    dense = profile.dense_flops.get(dtype_key) or profile.dense_flops["fp32"]
-    linear = profile.dense_flops.get(candidate.compute, dense)
-    measured = [
-        rate
-        for rate in profile.linear_rates
-        if rate.dtype == (dtype_key if candidate.scheme.name == "none" else candidate.scheme.name)
-    ]
+    scheme, linear = candidate.scheme, _linear_peak(candidate)
+    measured_as = _rates_key(spec, candidate)
+    measured = [rate for rate in profile.linear_rates if rate.dtype == measured_as]
     model = StepTimeModel(
         cost=step_cost(
             spec,
-            weight_format(spec, candidate.scheme, candidate.dtype),
-            kv_dtype_bytes=candidate.kv_dtype_bytes,
+            weight_format(spec, scheme, candidate.engine, candidate.dtype),
+            kv_dtype_bytes=candidate.kv_bytes_per_element(spec),
             activation_dtype_bytes=DTYPE_BYTES[candidate.dtype],
             tensor_parallel_size=tp,
         ),
         rates=DeviceRates(
             bandwidth_bytes_per_s=profile.bandwidth_bytes_per_s.value,
-            linear_flops=linear.value,
-            dense_flops=dense.value,
+            linear_flops=linear,
+            dense_flops=_dense_peak(candidate),
+            head_flops=linear if scheme.name in formats_of(candidate.engine).ends else None,
             link_bytes_per_s=_link_rate(group, tp),
             hop_bytes_per_s=_link_rate(group, tp * candidate.pipeline_parallel_size),
             linear_curve=RateCurve(
@@ -111,6 +117,26 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
         pipeline_parallel_size=candidate.pipeline_parallel_size,
     )
     return _with_fit(model, spec, candidate)
+
+
+def _dense_peak(candidate: Candidate) -> float:
+    """Operations per second at the type of activations."""
+    rates = candidate.profile.dense_flops
+    return (rates.get(_DTYPE_KEYS[candidate.dtype]) or rates["fp32"]).value
+
+
+def _linear_peak(candidate: Candidate) -> float:
+    """Operations per second at the type that the layers' products run in."""
+    rate = candidate.profile.dense_flops.get(candidate.compute)
+    return _dense_peak(candidate) if rate is None else rate.value * candidate.compute_share
+
+
+def _rates_key(spec: ModelSpec, candidate: Candidate) -> str:
+    """What measured rates of the candidate's products go by: its scheme, or the type of weights."""
+    if candidate.scheme.name != "none":
+        return candidate.scheme.name
+    held = spec.dtype if formats_of(candidate.engine).as_stored else candidate.dtype
+    return _DTYPE_KEYS.get(held, held)
 
 
 def _link_rate(group: DeviceGroup, num_devices: int) -> float:
@@ -141,9 +167,9 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
     demand = MemoryDemand(
         spec=question.spec,
         engine=candidate.engine,
-        weights=weight_format(question.spec, candidate.scheme, candidate.dtype),
+        weights=weight_format(question.spec, candidate.scheme, candidate.engine, candidate.dtype),
         dtype=candidate.dtype,
-        kv_dtype_bytes=candidate.kv_dtype_bytes,
+        kv_dtype_bytes=candidate.kv_bytes_per_element(question.spec),
         tensor_parallel_size=candidate.tensor_parallel_size,
         pipeline_parallel_size=candidate.pipeline_parallel_size,
         max_num_seqs=limits.max_num_seqs,
@@ -209,8 +235,7 @@ def size_all(question: Question, group: DeviceGroup, least_bits: int) -> Sizing:
         except DoesNotFitError as error:
             sizing.rejected[str(candidate)] = str(error)
             # What nobody asked for (a smaller type) does not explain the refusal.
-            is_plain = candidate.kv_dtype == "auto" and candidate.dtype == found.candidates[0].dtype
-            distance = (not is_plain, error.shortfall_bytes)
+            distance = (candidate.has_compact_kv, error.shortfall_bytes)
             if nearest is None or distance < nearest:
                 nearest = distance
                 sizing.nearest_miss = f"{candidate}: {error}"
@@ -270,6 +295,5 @@ def _pinned(
 
 def cpu_token_budget(candidate: Candidate, num_parameters: int) -> int:
     """Tokens per step that keep a full step near ``_CPU_STEP_S`` (2 operations per weight)."""
-    peak = candidate.profile.dense_flops["fp32"].value
-    affordable = _CPU_STEP_S * 0.5 * peak / (2 * num_parameters)
+    affordable = _CPU_STEP_S * 0.5 * _linear_peak(candidate) / (2 * num_parameters)
     return max(128, min(_CPU_MOST_TOKENS, int(affordable)))

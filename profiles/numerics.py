@@ -42,9 +42,46 @@ class WeightScheme:
     """Nominal bits, for the user's quality floor."""
     compute: str
     """``16bit`` (the type of the activations), or a key of ``dense_flops``: fp8, int8, fp4."""
-    online: bool
-    """Can be made from a 16-bit checkpoint while loading."""
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class KvType:
+    """How keys and values are kept."""
+
+    name: str
+    num_bytes: float | None
+    """Of an element; None is that of the activations."""
+    scale_bytes: float
+    """Beside them, for the key and for the value of each head of a token."""
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether it saves memory at the price of precision."""
+        return self.num_bytes is not None and self.num_bytes < 2
+
+    def bytes_per_element(self, activation_bytes: float, head_dim: int) -> float:
+        """Scales included."""
+        own = activation_bytes if self.num_bytes is None else self.num_bytes
+        return own + self.scale_bytes / head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFormats:
+    """What an engine can do with number formats, whatever the device."""
+
+    schemes: frozenset[str]
+    """Weight schemes that it has kernels for, on some device."""
+    kv_dtypes: frozenset[str]
+    online: frozenset[str]
+    """Schemes that it makes from a 16- or 32-bit checkpoint while loading."""
+    ends: Mapping[str, str]
+    """For a scheme, that of the embedding and the head; what is not there is not quantized."""
+    as_stored: bool
+    """Weights that are not quantized keep the checkpoint's type, not that of the activations;
+    norms and biases are in float32."""
+    quantized_checkpoints: bool
+    """Reads weights that were quantized beforehand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +97,26 @@ class Verdict:
     """What runs it; empty when nothing does."""
     compute: str
     """In what type products run: ``16bit`` or a key of ``dense_flops``."""
+    share: float = 1.0
+    """Of that rate, what the kernel's instructions have."""
+
+
+@cache
+def formats_of(engine: str) -> EngineFormats:
+    """What the engine can do with number formats.
+
+    Raises:
+        NumericsError: for an unknown engine.
+    """
+    found = _named(_matrix().engines, engine, "engine")
+    return EngineFormats(
+        schemes=frozenset(found.schemes),
+        kv_dtypes=frozenset(found.kv_dtypes),
+        online=frozenset(found.online),
+        ends=found.ends,
+        as_stored=found.as_stored,
+        quantized_checkpoints=found.quantized_checkpoints,
+    )
 
 
 def check_engine(engine: str, profile: AcceleratorProfile) -> Verdict:
@@ -104,7 +161,7 @@ def check_dtype(dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict
 
 
 def check_kv_dtype(kv_dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict:
-    """How an engine keeps keys and values of this type on a device (``auto``: as activations).
+    """How an engine keeps keys and values of this type on a device.
 
     Raises:
         NumericsError: for an unknown type or engine.
@@ -124,6 +181,7 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     kernel: str = ""
     reason: str = ""
     compute: str | None = None
+    share: float = 1.0
     vendors: list[str] = []
     architectures: list[str] = []
     features: list[str] = []
@@ -149,11 +207,19 @@ class _Item(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class _Scheme(_Item, forbid_unknown_fields=True, frozen=True):
     bits_per_weight: float
     quality_bits: int
-    online: bool
     source: str
 
 
+class _KvType(_Item, forbid_unknown_fields=True, frozen=True):
+    bytes: float | None = None
+    scale_bytes: float = 0.0
+
+
 class _Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    online: list[str]
+    ends: dict[str, str]
+    as_stored: bool
+    quantized_checkpoints: bool
     runs_on: list[_Rule]
     dtypes: dict[str, list[_Rule]]
     schemes: dict[str, list[_Rule]]
@@ -163,7 +229,7 @@ class _Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class _Matrix(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     schemes: dict[str, _Scheme]
     dtypes: dict[str, _Item]
-    kv_dtypes: dict[str, _Item]
+    kv_dtypes: dict[str, _KvType]
     engines: dict[str, _Engine]
 
 
@@ -178,12 +244,16 @@ SCHEMES: Mapping[str, WeightScheme] = {
         bits_per_weight=scheme.bits_per_weight,
         quality_bits=scheme.quality_bits,
         compute=scheme.compute,
-        online=scheme.online,
         source=scheme.source,
     )
     for name, scheme in _matrix().schemes.items()
 }
 """Every weight scheme by its name, unquantized first."""
+
+KV_TYPES: Mapping[str, KvType] = {
+    name: KvType(name, item.bytes, item.scale_bytes) for name, item in _matrix().kv_dtypes.items()
+}
+"""Every type of the KV cache by its name."""
 
 
 def _check(
@@ -214,7 +284,7 @@ def _first(rules: Sequence[_Rule], profile: AcceleratorProfile) -> _Rule:
 def _verdict(rule: _Rule, compute: str, nearest: str | None) -> Verdict:
     if rule.support is Support.EMULATED:
         compute = rule.compute or "16bit"
-    return Verdict(rule.support, rule.reason, nearest, rule.kernel, compute)
+    return Verdict(rule.support, rule.reason, nearest, rule.kernel, compute, rule.share)
 
 
 def _nearest(rule: _Rule, names: Sequence[str], rule_of: Callable[[str], _Rule]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from profiles.model_spec import AttentionKind, AttentionSpec, ModelSpec, TensorRole
 
@@ -71,20 +71,16 @@ class StepShape:
         return cls(num_tokens, num_sequences, num_sampled, (float(kv_tokens),), (pairs,))
 
 
-QUANTIZED_ROLES = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})
-"""What quantization schemes convert unless a checkpoint says otherwise."""
-
-
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """Bytes per weight as held on the device: of the quantized tensors and of the rest."""
+    """Bytes per weight as held on the device, by what the weights are for."""
 
-    quantized_bytes: float
     other_bytes: float
-    quantized_roles: frozenset[TensorRole] = QUANTIZED_ROLES
+    """Of roles that are not named."""
+    by_role: Mapping[TensorRole, float] = field(default_factory=dict)
 
     def bytes_of(self, role: TensorRole) -> float:
-        return self.quantized_bytes if role in self.quantized_roles else self.other_bytes
+        return self.by_role.get(role, self.other_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,14 +110,20 @@ class DeviceRates:
     linear_flops: float
     """At the type that the layers' products run in."""
     dense_flops: float
-    """At the type of activations: the head and attention."""
+    """At the type of activations: attention."""
     link_bytes_per_s: float = math.inf
     hop_bytes_per_s: float = math.inf
     """Between pipeline stages."""
+    head_flops: float | None = None
+    """At the type that the product with the vocabulary runs in; None is ``dense_flops``."""
     linear_curve: RateCurve | None = None
     """Measured products of the layers; None is the roofline."""
     head_curve: RateCurve | None = None
     """Of the head, where it was measured by itself."""
+
+    @property
+    def head_peak(self) -> float:
+        return self.dense_flops if self.head_flops is None else self.head_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +228,14 @@ class StepTimeModel:
         """Seconds below which the device's peaks do not allow this step."""
         cost, rates = self.cost, self.rates
         num_bytes = cost.weight_bytes_read(shape.num_tokens) + cost.kv_bytes(shape)
-        linear_s = cost.linear_flops(shape.num_tokens) / rates.linear_flops
-        dense_flops = cost.attention_flops(shape) + cost.head_flops_per_row * shape.num_sampled
         if shape.num_sampled:
             num_bytes += cost.head_bytes
-        return max(
-            num_bytes / rates.bandwidth_bytes_per_s, linear_s + dense_flops / rates.dense_flops
+        compute_s = (
+            cost.linear_flops(shape.num_tokens) / rates.linear_flops
+            + cost.head_flops_per_row * shape.num_sampled / rates.head_peak
+            + cost.attention_flops(shape) / rates.dense_flops
         )
+        return max(num_bytes / rates.bandwidth_bytes_per_s, compute_s)
 
     def terms(self, shape: StepShape) -> Terms:
         """Seconds of each term before coefficients, in the order of ``TERMS``."""
@@ -248,7 +255,7 @@ class StepTimeModel:
             head = self._product_s(
                 cost.head_bytes,
                 head_flops,
-                rates.dense_flops,
+                rates.head_peak,
                 shape.num_sampled,
                 rates.head_curve or rates.linear_curve,
             )

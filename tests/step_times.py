@@ -27,7 +27,7 @@ def cost_of(spec: ModelSpec, tp: int = 1, width: float = 4.0) -> StepCost:
     """With weights, KV cache and activations of ``width`` bytes."""
     return step_cost(
         spec,
-        WeightFormat(width, width),
+        WeightFormat(width),
         kv_dtype_bytes=width,
         activation_dtype_bytes=width,
         tensor_parallel_size=tp,

@@ -6,6 +6,7 @@ import pytest
 
 from planner.ledger import GIB, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
 from profiles.model_library import find_known_model
+from profiles.model_spec import TensorRole
 from profiles.step_cost import WeightFormat
 from tests.specs import QWEN3_0_6B
 
@@ -15,7 +16,7 @@ KV_BYTES_PER_TOKEN = 28 * 2 * 8 * 128 * 4
 SMALL = MemoryDemand(
     spec=QWEN3_0_6B,
     engine="native",
-    weights=WeightFormat(4, 4),
+    weights=WeightFormat(4),
     dtype="float32",
     kv_dtype_bytes=4,
     tensor_parallel_size=1,
@@ -29,7 +30,7 @@ LARGE = replace(
     SMALL,
     spec=find_known_model("Llama-3.1-70B").spec,
     engine="vllm",
-    weights=WeightFormat(1, 2),
+    weights=WeightFormat(2, {TensorRole.ATTENTION: 1, TensorRole.MLP: 1}),
     dtype="bfloat16",
     kv_dtype_bytes=2,
     tensor_parallel_size=4,

@@ -8,6 +8,7 @@ from profiles.accelerator import AcceleratorProfile
 from profiles.catalog import Catalog, load_catalog, read_yaml
 from profiles.hardware import cpu_profile
 from profiles.numerics import (
+    KV_TYPES,
     SCHEMES,
     NumericsError,
     Support,
@@ -16,11 +17,12 @@ from profiles.numerics import (
     check_engine,
     check_kv_dtype,
     check_scheme,
+    formats_of,
 )
 
 ENGINES = ("vllm", "native")
 DTYPES = ("float32", "bfloat16", "float16")
-KV_DTYPES = ("auto", "fp8", "int8")
+KV_DTYPES = tuple(KV_TYPES)
 NATIVE, EMULATED, UNSUPPORTED = Support.NATIVE, Support.EMULATED, Support.UNSUPPORTED
 
 
@@ -171,10 +173,86 @@ def test_types_that_a_processor_lacks_are_emulated(
     assert (verdict.support, verdict.compute) == (support, compute)
 
 
-def test_the_native_engine_has_no_quantized_weights_yet(catalog: Catalog) -> None:
-    verdict = check_scheme("awq", catalog.find("cpu-avx512"), "native")
-    assert (verdict.support, verdict.nearest) == (UNSUPPORTED, "none")
-    assert verdict.reason == "the native engine has no kernels for awq weights"
+def test_the_native_engine_refuses_what_it_has_no_kernels_for(catalog: Catalog) -> None:
+    device = catalog.find("cpu-avx512")
+    verdict = check_scheme("nvfp4", device, "native")
+    assert (verdict.support, verdict.nearest) == (UNSUPPORTED, "int8")
+    assert verdict.reason == "the native engine has no kernels for nvfp4 weights"
+    verdict = check_kv_dtype("fp8", device, "native")
+    assert (verdict.support, verdict.nearest) == (UNSUPPORTED, "int8")
+
+
+ZEN_2 = {"avx2", "fma", "f16c"}
+AVX_512 = ZEN_2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_g128", "int4", "int4_g128"])
+@pytest.mark.parametrize(
+    ("features", "kernel", "per_cycle"),
+    [
+        (ZEN_2, "AVX2", 64),
+        (ZEN_2 | {"avx_vnni"}, "AVX-VNNI", 128),
+        (AVX_512, "AVX-512", 128),
+        (AVX_512 | {"avx512_vnni"}, "AVX-512 VNNI", 256),
+        (AVX_512 | {"avx512_vnni", "avx_vnni", "avx512_bf16"}, "AVX-512 VNNI", 256),
+        # The tiles would do 2048, but nobody uses them.
+        (AVX_512 | {"avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"}, "AVX-512 VNNI", 256),
+        ({"asimd", "asimddp"}, "NEON dot product", 64),
+        ({"asimd", "asimddp", "i8mm"}, "NEON dot product", 64),
+        ({"asimd", "asimddp", "i8mm", "sve", "svei8mm"}, "NEON dot product", 128),
+    ],
+)
+def test_integer_products_of_the_native_engine(
+    scheme: str, features: set[str], kernel: str, per_cycle: float
+) -> None:
+    profile = cpu_profile(features, num_cores=1, clock_hz=1e9)
+    verdict = check_scheme(scheme, profile, "native")
+    assert (verdict.support, verdict.kernel, verdict.compute) == (NATIVE, kernel, "int8")
+    assert verdict.share * profile.dense_flops["int8"].value == per_cycle * 1e9
+
+
+@pytest.mark.parametrize("features", [set(), {"asimd"}])
+def test_a_processor_without_integer_products_still_saves_memory(features: set[str]) -> None:
+    verdict = check_scheme("int8", cpu_profile(features, num_cores=1), "native")
+    assert (verdict.support, verdict.compute, verdict.nearest) == (EMULATED, "fp32", "none")
+    assert verdict.kernel == "plain C++"
+
+
+def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
+    vllm, native = formats_of("vllm"), formats_of("native")
+    assert vllm.online == {"none", "fp8", "fp8_w8a16", "bitsandbytes"}
+    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"} == native.schemes
+    assert native.as_stored
+    assert not native.quantized_checkpoints
+    # Quality suffers most from few bits in the embedding and the head.
+    assert all(SCHEMES[ends].quality_bits == 8 for ends in native.ends.values())
+    assert native.ends["int4"] == native.ends["int4_g128"] == "int8"
+    for formats in (vllm, native):
+        assert formats.online | formats.ends.keys() <= formats.schemes <= SCHEMES.keys()
+        assert formats.kv_dtypes <= KV_TYPES.keys()
+    with pytest.raises(NumericsError, match="engine 'tgi' is unknown"):
+        formats_of("tgi")
+
+
+def test_smaller_groups_come_first_where_nothing_else_decides() -> None:
+    names = [name for name in SCHEMES if name in formats_of("native").schemes]
+    assert names == ["none", "int8", "int8_g128", "int4", "int4_g128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_compact", "num_bytes"),
+    [
+        ("auto", False, 2),
+        ("float32", False, 4),
+        ("bfloat16", False, 2),
+        ("fp8", True, 1),
+        ("int8", True, 1 + 4 / 128),
+    ],
+)
+def test_types_of_the_kv_cache(name: str, is_compact: bool, num_bytes: float) -> None:
+    kind = KV_TYPES[name]
+    assert (kind.name, kind.is_compact) == (name, is_compact)
+    assert kind.bytes_per_element(activation_bytes=2, head_dim=128) == num_bytes
 
 
 def test_every_verdict_explains_itself(catalog: Catalog) -> None:
@@ -213,25 +291,28 @@ def test_what_is_computed_has_a_rate(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "quality", "online", "compute"),
+    ("name", "bits", "quality", "compute"),
     [
-        ("none", 16, 16, True, "16bit"),
-        ("fp8", 8.01, 8, True, "fp8"),
-        ("fp8_w8a16", 8.01, 8, True, "16bit"),
-        ("int8", 8.01, 8, False, "int8"),
-        ("gptq_int8", 8.1875, 8, False, "16bit"),
-        ("awq", 4.15625, 4, False, "16bit"),
-        ("gptq", 4.15625, 4, False, "16bit"),
-        ("bitsandbytes", 4.5, 4, True, "16bit"),
-        ("mxfp4", 4.25, 4, False, "fp4"),
-        ("nvfp4", 4.5, 4, False, "fp4"),
+        ("none", 16, 16, "16bit"),
+        ("fp8", 8.01, 8, "fp8"),
+        ("fp8_w8a16", 8.01, 8, "16bit"),
+        ("int8", 8.01, 8, "int8"),
+        ("int8_g128", 8 + 16 / 128, 8, "int8"),
+        ("gptq_int8", 8.1875, 8, "16bit"),
+        ("awq", 4.15625, 4, "16bit"),
+        ("gptq", 4.15625, 4, "16bit"),
+        ("bitsandbytes", 4.5, 4, "16bit"),
+        ("mxfp4", 4.25, 4, "fp4"),
+        ("nvfp4", 4.5, 4, "fp4"),
+        ("int4", 4 + 16 / 32, 4, "int8"),
+        ("int4_g128", 4 + 16 / 128, 4, "int8"),
     ],
 )
-def test_weight_schemes(name: str, bits: float, quality: int, online: bool, compute: str) -> None:
+def test_weight_schemes(name: str, bits: float, quality: int, compute: str) -> None:
     scheme = SCHEMES[name]
     assert scheme.name == name
     assert (scheme.bits_per_weight, scheme.quality_bits) == (bits, quality)
-    assert (scheme.online, scheme.compute) == (online, compute)
+    assert scheme.compute == compute
     assert scheme.source
 
 
