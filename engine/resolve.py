@@ -31,6 +31,7 @@ class NativeOptions:
     num_threads: int = 0
     """Compute threads; 0 takes one for each core this process may use."""
     attention_backend: str = "auto"
+    linear_kernel: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,11 @@ def native_config(
     return EngineConfig(
         model_dir=model_dir,
         dtype=sized.candidate.dtype,
+        quantization=sized.candidate.scheme.name,
+        kv_cache_dtype=sized.candidate.kv_dtype,
         num_threads=options.num_threads,
         attention_backend=options.attention_backend,
+        linear_kernel=options.linear_kernel,
         scheduler=_scheduler(sized, pins),
     )
 

@@ -83,6 +83,7 @@ def serve(
     no_prefix_caching: flags.NoPrefixCaching = False,
     threads: flags.Threads = None,
     attention_backend: flags.AttentionBackend = None,
+    linear_kernel: flags.LinearKernel = None,
     max_queued_requests: flags.MaxQueuedRequests = 256,
     shutdown_grace: flags.ShutdownGrace = 30.0,
     log_format: flags.Format = LogFormat.TEXT,

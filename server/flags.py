@@ -60,9 +60,19 @@ Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
 PlannedEngine = Annotated[str | None, typer.Option("--engine", help="native or vllm.")]
 
 # How the engine runs; what is not given is decided by Ridgeline.
-Dtype = Annotated[str | None, typer.Option(help="Type of weights, activations and KV cache.")]
-Quantization = Annotated[str | None, typer.Option(help="How weights are quantized, such as fp8.")]
-KvCacheDtype = Annotated[str | None, typer.Option(help="Type of the KV cache: auto, fp8.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Type of activations; in vLLM also of weights and KV cache.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="How weights are held: none, int8, int8_g128, int4, int4_g128; in vLLM none, fp8, …"
+    ),
+]
+KvCacheDtype = Annotated[
+    str | None,
+    typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8; in vLLM auto, fp8."),
+]
 TensorParallelSize = Annotated[
     int | None, typer.Option(help="Devices that each layer is split over.", min=1)
 ]
@@ -92,6 +102,10 @@ NoPrefixCaching = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Compute threads.", min=1)]
 AttentionBackend = Annotated[
     str | None, typer.Option(help="Attention kernel: auto, native or torch.")
+]
+LinearKernel = Annotated[
+    str | None,
+    typer.Option(help="Kernel of the matrix products; auto takes the fastest."),
 ]
 
 # How the server behaves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.plan import LedgerView, Plan, Prediction, Settings
+from profiles.numerics import formats_of
 
 GIB = 2**30
 _SECONDS_FROM_MS = 10_000
@@ -25,8 +26,12 @@ def summary(plan: Plan) -> dict[str, str]:
 
 def decision(settings: Settings) -> str:
     """The engine, the number formats and the layout."""
-    weights = settings.dtype
-    if settings.quantization != "none":
+    if formats_of(settings.engine).as_stored:
+        is_plain = settings.quantization == "none"
+        weights = f"{'unquantized' if is_plain else settings.quantization} weights"
+    elif settings.quantization == "none":
+        weights = settings.dtype
+    else:
         weights = f"{settings.quantization} weights in {settings.dtype}"
     parts = [f"{settings.engine} engine", weights]
     if settings.kv_cache_dtype != "auto":

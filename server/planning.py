@@ -33,6 +33,7 @@ from profiles.accelerator import DeviceGroup, Hardware
 from profiles.catalog import load_catalog
 from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
+from profiles.numerics import formats_of
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -53,6 +54,8 @@ class Machine:
     """Everything that was detected."""
     num_cores: int
     available_bytes: int
+    has_compiler: bool
+    """A C++ compiler, without which there are no compiled kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
         for flag, value in (
             ("--threads", options.threads),
             ("--attention-backend", options.attention_backend),
+            ("--linear-kernel", options.linear_kernel),
         ):
             if value is not None:
                 return f"{flag} is the native engine's; the simulated engine computes nothing"
@@ -123,6 +127,8 @@ def decide_native(
     """
     check_supported(spec)
     user = replace(engine_pins(options), engine="native")
+    if not machine.has_compiler:
+        user = _without_compiler(user, plan)
     question = Question(
         model=name,
         spec=spec,
@@ -143,9 +149,39 @@ def decide_native(
     native = NativeOptions(
         num_threads=options.threads or machine.num_cores,
         attention_backend=options.attention_backend or "auto",
+        linear_kernel=options.linear_kernel or "auto",
     )
     config = native_config(model_dir, sized, pins, native)
     return Decision(shown, config, settings, warnings)
+
+
+def _without_compiler(user: Pins, plan: Plan | None) -> Pins:
+    """The user's decisions where no kernel can be compiled: what plain torch can do is pinned.
+
+    Raises:
+        ValueError: the user or the plan file wants what only compiled kernels can do.
+    """
+    quantization, kv_cache_dtype = user.quantization, user.kv_cache_dtype
+    if plan is not None:
+        quantization = quantization or _settings(plan).quantization
+        kv_cache_dtype = kv_cache_dtype or _settings(plan).kv_cache_dtype
+    return replace(
+        user,
+        quantization=_uncompiled("--quantization", quantization, "none"),
+        kv_cache_dtype=_uncompiled("--kv-cache-dtype", kv_cache_dtype, "float32"),
+    )
+
+
+def _uncompiled(flag: str, wanted: str | None, plain: str) -> str:
+    if wanted is None or wanted == "auto":
+        return plain
+    formats = formats_of("native")
+    if wanted != plain and wanted in formats.schemes | formats.kv_dtypes:
+        raise ValueError(
+            f"{flag} {wanted} needs compiled kernels, but there is no C++ compiler: install g++ "
+            f"(or name another one in $CXX), or take {flag} {plain}"
+        )
+    return wanted  # what is unknown is refused for what it is
 
 
 def decide_simulated(

@@ -10,6 +10,7 @@ import uvloop
 
 from engine.client import EngineClient
 from engine.config import SimulatedConfig
+from engine.native.kernels.build import compiler_available
 from engine.protocol import EngineError
 from engine.resolve import Voice
 from engine.simulated.text import PLACEHOLDER_TEXT
@@ -101,6 +102,7 @@ def _load(options: ServeOptions) -> _Loaded:
         hardware=calibrated(detected.hardware),
         num_cores=detected.host.num_cores,
         available_bytes=detected.host.available_memory_bytes,
+        has_compiler=compiler_available(),
     )
     if engine is EngineChoice.SIMULATED:
         return _load_simulated(options, machine, plan)
@@ -170,7 +172,7 @@ def _banner(options: ServeOptions, loaded: _Loaded, port: int) -> Banner:
         version=ridgeline_version(),
         url=url,
         model=f"{model.name} ({spec.architecture}, {parameters(spec.num_parameters)} "
-        f"parameters, {decision.settings.dtype}, up to {model.max_model_len} tokens)",
+        f"parameters, {spec.dtype}, up to {model.max_model_len} tokens)",
         hardware=loaded.hardware,
         limits=plan_words.limits(decision.settings),
         plan=plan_words.summary(decision.plan),

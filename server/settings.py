@@ -52,6 +52,7 @@ class ServeOptions(EngineFlags):
     no_prefix_caching: bool = False
     threads: int | None = None
     attention_backend: str | None = None
+    linear_kernel: str | None = None
     max_queued_requests: int = 256
     shutdown_grace: float = 30.0
     """Seconds."""

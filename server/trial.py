@@ -51,6 +51,8 @@ class TrialServer:
         flags = {
             "--engine": "native",
             "--dtype": self.dtype,
+            "--quantization": "none",
+            "--kv-cache-dtype": "float32" if self.dtype == "float32" else "bfloat16",
             "--threads": self.num_threads,
             "--max-model-len": config.max_model_len,
             "--max-num-seqs": config.max_num_seqs,

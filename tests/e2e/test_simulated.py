@@ -40,7 +40,9 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
 def config() -> SimulatedConfig:
     """What the server's engine must have been started with."""
     known = find_known_model(MODEL)
-    machine = Machine(native=CPU, hardware=(CPU,), num_cores=4, available_bytes=2**34)
+    machine = Machine(
+        native=CPU, hardware=(CPU,), num_cores=4, available_bytes=2**34, has_compiler=True
+    )
     options = ServeOptions(engine=EngineChoice.SIMULATED, on=ON)
     decided = decide_simulated(options, known.name, known.spec, machine, VOICE).config
     assert isinstance(decided, SimulatedConfig)

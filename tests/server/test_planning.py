@@ -9,6 +9,7 @@ from engine.config import EngineConfig, SimulatedConfig
 from planner.plan import Plan, read_plan
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpecError
+from server import plan_words
 from server.choices import EngineChoice
 from server.plan_command import PlanOptions, run_plan
 from server.planning import (
@@ -22,7 +23,9 @@ from server.settings import ServeOptions
 from tests.engine.test_resolve import CPU, GIB, VOICE
 from tests.specs import QWEN3_0_6B
 
-MACHINE = Machine(native=CPU, hardware=(CPU,), num_cores=4, available_bytes=24 * GIB)
+MACHINE = Machine(
+    native=CPU, hardware=(CPU,), num_cores=4, available_bytes=24 * GIB, has_compiler=True
+)
 LLAMA_8B = find_known_model("Llama-3.1-8B")
 
 
@@ -69,6 +72,85 @@ def test_flags_win_over_the_planner() -> None:
     limits = config.scheduler
     assert (limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (3, 512, 99)
     assert config.num_threads == 1
+
+
+def test_weights_and_cache_reach_the_engine_by_their_own_names() -> None:
+    config = native().config
+    assert isinstance(config, EngineConfig)
+    assert (config.dtype, config.quantization, config.kv_cache_dtype, config.linear_kernel) == (
+        ("float32", "int8", "bfloat16", "auto")
+    )
+    config = native(
+        quantization="int4", kv_cache_dtype="int8", linear_kernel="some", dtype="bfloat16"
+    ).config
+    assert isinstance(config, EngineConfig)
+    assert (config.dtype, config.quantization, config.kv_cache_dtype, config.linear_kernel) == (
+        ("bfloat16", "int4", "int8", "some")
+    )
+
+
+def test_what_was_decided_is_what_is_told() -> None:
+    settings = native(quantization="none", kv_cache_dtype="auto").settings
+    assert (settings.quantization, settings.kv_cache_dtype) == ("none", "bfloat16")
+    assert plan_words.decision(settings) == (
+        "native engine, unquantized weights, bfloat16 KV cache"
+    )
+
+
+NO_COMPILER = replace(MACHINE, has_compiler=False)
+
+
+@pytest.mark.parametrize("flags", [{}, {"kv_cache_dtype": "auto"}, {"quantization": "none"}])
+def test_without_a_compiler_plain_torch_must_do(flags: dict[str, str]) -> None:
+    config = native(machine=NO_COMPILER, **flags).config
+    assert isinstance(config, EngineConfig)
+    assert (config.quantization, config.kv_cache_dtype) == ("none", "float32")
+
+
+@pytest.mark.parametrize(
+    ("flags", "flag"),
+    [
+        ({"quantization": "int8"}, "--quantization int8"),
+        ({"quantization": "int4_g128"}, "--quantization int4_g128"),
+        ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype bfloat16"),
+    ],
+)
+def test_what_needs_a_compiler_says_so(flags: dict[str, str], flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"{flag} needs compiled kernels.*install g\+\+") as error:
+        native(machine=NO_COMPILER, **flags)
+    assert "\n" not in str(error.value)
+    assert native(**flags).config
+
+
+def test_what_no_compiler_helps_with_is_refused_as_ever() -> None:
+    with pytest.raises(ValueError, match="no kernels for fp8 weights; int8 works"):
+        native(machine=NO_COMPILER, quantization="fp8")
+
+
+def test_a_plan_file_that_needs_a_compiler_says_so(native_plan: Plan) -> None:
+    assert native_plan.plan is not None
+    assert native_plan.plan.quantization == "int8"
+    with pytest.raises(ValueError, match="--quantization int8 needs compiled kernels"):
+        native(native_plan, NO_COMPILER)
+    plain = native(
+        native_plan,
+        NO_COMPILER,
+        quantization="none",
+        kv_cache_dtype="float32",
+        kv_cache_memory="2GiB",
+    ).config
+    assert isinstance(plain, EngineConfig)
+    assert (plain.quantization, plain.kv_cache_dtype) == ("none", "float32")
+
+
+def test_a_plan_that_was_made_when_the_cache_followed_the_activations_is_still_read(
+    native_plan: Plan,
+) -> None:
+    assert native_plan.plan is not None
+    old = replace(native_plan.plan, quantization="none", kv_cache_dtype="auto")
+    config = native(replace(native_plan, plan=old)).config
+    assert isinstance(config, EngineConfig)
+    assert (config.quantization, config.kv_cache_dtype) == ("none", "bfloat16")
 
 
 @pytest.mark.parametrize("flags", [{"max_model_len": 20}, {"num_kv_blocks": 2}])
@@ -124,7 +206,7 @@ def test_less_memory_is_told_and_refused_only_if_it_does_not_fit(native_plan: Pl
     assert warning.startswith("the plan counts on")
     assert warning.endswith("GiB of memory; 9.0 GiB are available")
     with pytest.raises(ValueError, match=r"KV blocks take 4\.00 GiB"):
-        native(native_plan, replace(MACHINE, available_bytes=6 * GIB))
+        native(native_plan, replace(MACHINE, available_bytes=4 * GIB))
 
 
 @pytest.mark.parametrize("on", ["2xL40S", "1xH100-SXM+1xL40S"])
@@ -171,6 +253,7 @@ def test_a_plan_file_is_simulated(tmp_path: Path) -> None:
         ({"on": "L40S"}, "--engine simulated"),
         ({"engine": EngineChoice.SIMULATED, "threads": 2}, "--threads is the native engine's"),
         ({"engine": EngineChoice.SIMULATED, "attention_backend": "torch"}, "--attention-backend"),
+        ({"engine": EngineChoice.SIMULATED, "linear_kernel": "torch"}, "--linear-kernel is the"),
         ({"plan": Path("p"), "slo": "ttft=1s"}, "--slo is for planning"),
         ({"plan": Path("p"), "workload": "rate=1"}, "--workload is for planning"),
         (
