@@ -6,7 +6,9 @@ A block is in one of three states:
     cached  nobody holds it, but its contents carry a hash and can be found until it is reused
     used    one or more sequences hold it (it may carry a hash as well)
 
-and ``free + cached + used`` is always the size of the pool.
+and ``free + cached + used`` is always the size of the pool. Blocks can also be reserved: so many
+of the free and cached ones are promised to somebody, without saying which, so that what is cached
+can be found until the promise is kept.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class BlockPool:
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._num_cached = 0
+        self._num_reserved = 0
 
     @property
     def num_blocks(self) -> int:
@@ -37,8 +40,8 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that ``allocate`` can give: free and cached."""
-        return len(self._idle)
+        """Blocks that ``allocate`` can give: free or cached, and not reserved."""
+        return len(self._idle) - self._num_reserved
 
     @property
     def num_cached(self) -> int:
@@ -58,8 +61,8 @@ class BlockPool:
         Raises:
             OutOfBlocksError: fewer are available; then nothing has changed.
         """
-        if count > len(self._idle):
-            raise OutOfBlocksError(f"{count} blocks asked for, {len(self._idle)} available")
+        if count > self.num_available:
+            raise OutOfBlocksError(f"{count} blocks asked for, {self.num_available} available")
         block_ids = []
         for _ in range(count):
             block_id, _ = self._idle.popitem(last=False)
@@ -67,6 +70,22 @@ class BlockPool:
             self._ref_counts[block_id] = 1
             block_ids.append(block_id)
         return block_ids
+
+    def reserve(self, count: int) -> None:
+        """Promises ``count`` blocks: they are not available until ``unreserve`` takes it back.
+
+        Raises:
+            OutOfBlocksError: fewer are available; then nothing has changed.
+        """
+        if count > self.num_available:
+            raise OutOfBlocksError(f"{count} blocks to reserve, {self.num_available} available")
+        self._num_reserved += count
+
+    def unreserve(self, count: int) -> None:
+        """Takes back a promise, to be kept or not."""
+        if count > self._num_reserved:
+            raise ValueError(f"{count} reserved blocks given back of {self._num_reserved}")
+        self._num_reserved -= count
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Adds one holder to each block; cached blocks become used."""
@@ -113,8 +132,8 @@ class BlockPool:
             del self._block_of[block_hash]
             self._num_cached -= 1
 
-    def check_integrity(self, block_tables: Iterable[Sequence[int]]) -> None:
-        """Compares the pool with all block tables that exist.
+    def check_integrity(self, block_tables: Iterable[Sequence[int]], num_reserved: int = 0) -> None:
+        """Compares the pool with all block tables and reservations that exist.
 
         Raises:
             AssertionError: a count is wrong, or a block is in two states or held twice by one.
@@ -138,3 +157,7 @@ class BlockPool:
             raise AssertionError("the maps between blocks and hashes disagree")
         if self.num_free + self.num_cached + self.num_used != self.num_blocks:
             raise AssertionError("free + cached + used is not the size of the pool")
+        if self._num_reserved != num_reserved or self.num_available < 0:
+            raise AssertionError(
+                f"{self._num_reserved} blocks are reserved of {len(idle)}, not {num_reserved}"
+            )

@@ -64,6 +64,27 @@ def test_the_first_block_with_a_hash_keeps_it() -> None:
     assert (pool.num_free, pool.num_cached) == (1, 0)
 
 
+def test_reserved_blocks_are_not_available_but_keep_their_contents() -> None:
+    pool = BlockPool(3)
+    (block,) = pool.allocate(1)
+    pool.remember(block, b"a")
+    pool.free([block])
+    pool.reserve(2)
+    assert (pool.num_available, pool.num_free, pool.num_cached) == (1, 2, 1)
+    with pytest.raises(OutOfBlocksError):
+        pool.allocate(2)
+    with pytest.raises(OutOfBlocksError):
+        pool.reserve(2)
+    assert pool.find(b"a") == block
+    pool.check_integrity([], num_reserved=2)
+    with pytest.raises(AssertionError, match="reserved"):
+        pool.check_integrity([])
+    pool.unreserve(2)
+    assert pool.num_available == 3
+    with pytest.raises(ValueError, match="given back"):
+        pool.unreserve(1)
+
+
 def test_integrity_check_notices_a_leak() -> None:
     pool = BlockPool(2)
     blocks = pool.allocate(1)
