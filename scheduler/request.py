@@ -54,7 +54,8 @@ class Sequence:
     index: int
     """Which of the request's ``n`` continuations this is."""
     deadline: float
-    """Virtual deadline that orders sequences, see ``scheduler.policy``."""
+    """Virtual deadline that orders sequences, see ``scheduler.policy``. It moves ahead when a
+    sequence with an earlier one follows this one."""
     token_ids: list[int]
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -63,6 +64,8 @@ class Sequence:
     """Chain hash of each full block of ``token_ids`` hashed so far."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the sequence first ran."""
+    awaited_hash: bytes = b""
+    """While the sequence follows another: the last block that the other computes for both."""
 
     @property
     def num_tokens(self) -> int:

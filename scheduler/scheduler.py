@@ -3,24 +3,24 @@
 There is no prefill phase and no decode phase. Every sequence has ``num_computed_tokens`` chasing
 ``num_tokens``, and a step is a map from sequences to numbers of tokens:
 
-    schedule() → StepPlan      first everyone who wants one token, then those who want more,
+    schedule() → StepPlan      first everyone who wants one token, then those who want more
+                               (followers among them, when what they wait for is computed),
                                then newcomers, while tokens, places and blocks last
     update(plan, result)       counts move, sampled tokens are appended, stops are checked
 
-See ``scheduler.policy`` for the order of sequences and the starvation bound.
+See ``scheduler.policy`` for the order of sequences and the starvation bound, and
+``scheduler.admission`` for who holds which blocks.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
 
-from scheduler.block_pool import BlockPool
+from scheduler.admission import Admission, by_order
 from scheduler.config import SchedulerConfig
-from scheduler.policy import preemption_key, prefill_share, virtual_deadline
-from scheduler.prefix_cache import PrefixCache
+from scheduler.policy import prefill_share, virtual_deadline
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.step_plan import (
@@ -30,8 +30,6 @@ from scheduler.step_plan import (
     StepPlan,
     StepResult,
 )
-
-_by_order = attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +58,17 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self._pool = BlockPool(config.num_blocks)
-        self._prefix_cache = PrefixCache(
-            self._pool, config.block_size, enabled=config.enable_prefix_caching
-        )
-        self._waiting: list[Sequence] = []
-        self._running: list[Sequence] = []
+        self._admission = Admission(config)
+        self._running = self._admission.running
+        self._pool = self._admission.pool
+        self._prefix_cache = self._admission.prefix_cache
         self._requests: dict[str, list[Sequence]] = {}
         """Unfinished continuations of each request."""
-        self._held_back: dict[str, list[Sequence]] = {}
-        """Continuations that wait for the first one to compute their common prompt."""
         self._by_id: dict[int, Sequence] = {}
         self._dropped: list[int] = []
         """Sequences that the executor holds and must forget with the next plan."""
         self._next_sequence_id = 0
         self._next_step_id = 0
-        self._num_prefix_queries = 0
-        self._num_prefix_hits = 0
         self._num_preemptions = 0
 
     # ------------------------------------------------------------------ requests come and go
@@ -114,10 +106,8 @@ class Scheduler:
         self._next_sequence_id += request.n
         self._by_id.update((s.sequence_id, s) for s in sequences)
         self._requests[request.request_id] = sequences
-        first, *others = sequences
-        insort(self._waiting, first, key=_by_order)
-        if others:
-            self._held_back[request.request_id] = others.copy()
+        for sequence in sequences:
+            self._admission.enqueue(sequence)
 
     def abort(self, request_id: str, index: int | None = None) -> bool:
         """Ends a request, or one continuation of it, wherever it stands.
@@ -139,27 +129,36 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Chooses who runs in the next step and gives them their blocks."""
-        num_preemptions = self._num_preemptions
+        num_waiting = len(self._admission.waiting)
         chunks, new_blocks = self._schedule_single_tokens()
+        anyone_gave_way = len(self._admission.waiting) > num_waiting
         left = self.config.max_num_batched_tokens - len(chunks)
-        for sequence in self._running:
-            if sequence.num_uncomputed_tokens > 1 and left > 0:
-                chunks[sequence] = self._prefill_chunk(sequence, left)
-                left -= chunks[sequence]
         started = []
-        if left > 0 and num_preemptions == self._num_preemptions:
+        for sequence in self._admission.admitted():
+            if left == 0:
+                break
+            if sequence.awaited_hash:
+                if not self._admission.start_follower(sequence):
+                    continue
+                started.append(sequence)
+            elif sequence.num_uncomputed_tokens == 1:
+                continue
+            chunks[sequence] = self._prefill_chunk(sequence, left)
+            left -= chunks[sequence]
+        if left > 0 and not anyone_gave_way:
             # Whoever just lost its blocks must not take them back at once.
-            for sequence in self._admit_waiting():
+            for sequence in self._admission.admit():
+                started.append(sequence)
                 chunks[sequence] = self._prefill_chunk(sequence, left)
                 left -= chunks[sequence]
-                new_blocks[sequence] = sequence.block_table
-                started.append(sequence)
                 if left == 0:
                     break
-        for sequence in sorted(chunks, key=_by_order):
-            extra = min(left, self._chunk_wanted(sequence) - chunks[sequence])
-            chunks[sequence] += extra
-            left -= extra
+        new_blocks.update((sequence, sequence.block_table) for sequence in started)
+        if left > 0:
+            for sequence in sorted(chunks, key=by_order):
+                extra = min(left, self._chunk_wanted(sequence) - chunks[sequence])
+                chunks[sequence] += extra
+                left -= extra
         return self._make_plan(chunks, new_blocks, started)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
@@ -172,8 +171,6 @@ class Scheduler:
             num_computed_before = sequence.num_computed_tokens
             sequence.num_computed_tokens += scheduled.num_tokens
             self._prefix_cache.remember_computed(sequence, num_computed_before)
-            if sequence.index == 0 and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
-                self._release_held_back(sequence.request.request_id)
             if scheduled.samples:
                 token_id = result.sampled_token_ids[scheduled.sequence_id]
                 outputs.append(self._append_token(sequence, token_id))
@@ -188,7 +185,8 @@ class Scheduler:
         sampled (stop tokens aside, of which a simulation knows nothing). 0 when the next step may
         be another kind.
         """
-        if not self._running or self._prefix_to_admit() is not None:
+        admission = self._admission
+        if not self._running or admission.following or admission.prefix_to_admit() is not None:
             return 0
         longest = self.config.max_model_len
         left = longest
@@ -235,7 +233,7 @@ class Scheduler:
         return bisect_left(range(1, limit), True, key=lambda num_steps: not fits(num_steps))
 
     def _num_blocks_missing(self, sequence: Sequence, num_steps: int) -> int:
-        needed = self._num_blocks_for(sequence.num_tokens + num_steps - 1)
+        needed = self._admission.num_blocks_for(sequence.num_tokens + num_steps - 1)
         return max(0, needed - len(sequence.block_table))
 
     # ------------------------------------------------------------------ parts of a step
@@ -248,54 +246,21 @@ class Scheduler:
         """
         chunks: dict[Sequence, int] = {}
         new_blocks: dict[Sequence, list[int]] = {}
+        lacking = self._admission.num_blocks_lacking
         for sequence in self._running.copy():
             if sequence.num_uncomputed_tokens != 1:
                 continue
-            while sequence.status is SequenceStatus.RUNNING and self._lacks_block(sequence):
+            while sequence.status is SequenceStatus.RUNNING and lacking(sequence) > 0:
                 if self._pool.num_available:
                     new_blocks[sequence] = self._pool.allocate(1)
                     sequence.block_table += new_blocks[sequence]
                 else:
-                    victim = max(self._running, key=preemption_key)
-                    self._preempt(victim)
+                    victim = self._make_one_give_way()
                     chunks.pop(victim, None)
                     new_blocks.pop(victim, None)
             if sequence.status is SequenceStatus.RUNNING:
                 chunks[sequence] = 1
         return chunks, new_blocks
-
-    def _admit_waiting(self) -> Iterator[Sequence]:
-        """Starts waiting sequences strictly in order while there are places and blocks.
-
-        All blocks for the known tokens are taken at once, so a started prompt never stalls.
-        Every other running sequence keeps one available block in reserve: without it newcomers
-        would take the blocks that the running ones need next, only to be preempted for them.
-        """
-        while (prefix := self._prefix_to_admit()) is not None:
-            sequence = self._waiting[0]
-            num_new = self._num_blocks_for(sequence.num_tokens) - len(prefix)
-            del self._waiting[0]
-            self._pool.share(prefix)
-            sequence.block_table = prefix + self._pool.allocate(num_new)
-            sequence.num_computed_tokens = len(prefix) * self.config.block_size
-            if sequence.status is SequenceStatus.WAITING and sequence.index == 0:
-                sequence.num_cached_tokens = sequence.num_computed_tokens
-                self._num_prefix_queries += sequence.num_prompt_tokens
-                self._num_prefix_hits += sequence.num_cached_tokens
-            sequence.status = SequenceStatus.RUNNING
-            insort(self._running, sequence, key=_by_order)
-            yield sequence
-
-    def _prefix_to_admit(self) -> list[int] | None:
-        """The cached blocks of the first waiting sequence; None when it cannot start now."""
-        if not self._waiting or len(self._running) >= self.config.max_num_seqs:
-            return None
-        sequence = self._waiting[0]
-        prefix = self._prefix_cache.find_prefix(sequence)
-        num_new = self._num_blocks_for(sequence.num_tokens) - len(prefix)
-        num_taken = num_new + self._pool.num_idle(prefix)
-        fits = num_taken + len(self._running) <= self._pool.num_available
-        return prefix if fits else None
 
     def _make_plan(
         self,
@@ -354,50 +319,27 @@ class Scheduler:
 
     # ------------------------------------------------------------------ changes of state
 
-    def _release_held_back(self, request_id: str) -> None:
-        """The prompt is computed: its other continuations may start and will find its blocks."""
-        for sequence in self._held_back.pop(request_id, ()):
-            insort(self._waiting, sequence, key=_by_order)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Takes a running sequence's blocks; it waits in its old order to be computed again."""
-        self._release_blocks(sequence)
-        sequence.status = SequenceStatus.PREEMPTED
-        self._num_preemptions += 1
-        insort(self._waiting, sequence, key=_by_order)
+    def _make_one_give_way(self) -> Sequence:
+        """The newest loses its blocks and waits in its old order; a follower has lost no work."""
+        sequence = self._admission.newest()
+        if sequence.status is SequenceStatus.RUNNING:
+            self._dropped.append(sequence.sequence_id)
+            self._num_preemptions += 1
+        self._admission.give_way(sequence)
+        return sequence
 
     def _finish(self, sequence: Sequence) -> None:
         request_id = sequence.request.request_id
         if sequence.status is SequenceStatus.RUNNING:
-            self._release_blocks(sequence)
-        elif sequence in self._held_back.get(request_id, ()):
-            self._held_back[request_id].remove(sequence)
-            if not self._held_back[request_id]:
-                del self._held_back[request_id]
-        else:
-            self._waiting.remove(sequence)
-        if sequence.index == 0:
-            self._release_held_back(request_id)  # it will not compute their prompt any more
+            self._dropped.append(sequence.sequence_id)
+        self._admission.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._by_id[sequence.sequence_id]
         self._requests[request_id].remove(sequence)
         if not self._requests[request_id]:
             del self._requests[request_id]
 
-    def _release_blocks(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._pool.free(sequence.block_table)
-        sequence.block_table = []
-        sequence.num_computed_tokens = 0
-        self._dropped.append(sequence.sequence_id)
-
     # ------------------------------------------------------------------ small arithmetic
-
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.config.block_size)
-
-    def _lacks_block(self, sequence: Sequence) -> bool:
-        return len(sequence.block_table) < self._num_blocks_for(sequence.num_tokens)
 
     def _prefill_chunk(self, sequence: Sequence, left: int) -> int:
         wanted = self._chunk_wanted(sequence)
@@ -415,15 +357,15 @@ class Scheduler:
         return [sequence.num_computed_tokens for sequence in self._running]
 
     def stats(self) -> SchedulerStats:
-        num_held_back = sum(len(held) for held in self._held_back.values())
+        admission = self._admission
         return SchedulerStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting) + num_held_back,
+            num_running=len(admission.running),
+            num_waiting=len(admission.waiting) + len(admission.following),
             num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free,
             num_cached_blocks=self._pool.num_cached,
-            num_prefix_queries=self._num_prefix_queries,
-            num_prefix_hits=self._num_prefix_hits,
+            num_prefix_queries=admission.num_prefix_queries,
+            num_prefix_hits=admission.num_prefix_hits,
             num_preemptions=self._num_preemptions,
         )
 
@@ -433,17 +375,9 @@ class Scheduler:
         Raises:
             AssertionError: the bookkeeping contradicts itself.
         """
-        self._pool.check_integrity(s.block_table for s in self._running)
-        held_back = [s for held in self._held_back.values() for s in held]
-        everyone = [*self._waiting, *self._running, *held_back]
+        self._admission.check_integrity()
+        everyone = [*self._admission.waiting, *self._admission.admitted()]
         if len(everyone) != len(set(everyone)):
             raise AssertionError("a sequence is in two places")
         if set(everyone) != set(self._by_id.values()):
             raise AssertionError("a sequence is lost")
-        for sequence in self._running:
-            capacity = len(sequence.block_table) * self.config.block_size
-            if not sequence.num_computed_tokens <= capacity:
-                raise AssertionError(f"sequence {sequence.sequence_id} outgrew its blocks")
-        for sequences in (self._waiting, self._running):
-            if sequences != sorted(sequences, key=_by_order):
-                raise AssertionError("a queue is out of order")

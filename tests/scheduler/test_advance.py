@@ -15,7 +15,10 @@ from scheduler.step_plan import StepPlan, StepResult
 TOKEN = 7
 
 
-def make(requests: list[tuple[int, int]], num_blocks: int, max_num_seqs: int) -> Scheduler:
+def make(
+    requests: list[tuple[int, int]], num_blocks: int, max_num_seqs: int, num_shared: int = 0
+) -> Scheduler:
+    """Prompts and outputs of so many tokens; the prompts begin alike and end differently."""
     config = SchedulerConfig(
         num_blocks=num_blocks,
         block_size=4,
@@ -26,7 +29,8 @@ def make(requests: list[tuple[int, int]], num_blocks: int, max_num_seqs: int) ->
     scheduler = Scheduler(config)
     for number, (num_prompt, num_output) in enumerate(requests):
         sampling = SamplingParams(max_tokens=num_output, seed=0, temperature=0.0)
-        prompt = tuple(range(number, number + num_prompt))
+        shared = (99,) * min(num_shared, num_prompt - 1)
+        prompt = shared + tuple(range(number, number + num_prompt - len(shared)))
         scheduler.add(Request(str(number), prompt, sampling, arrival_time=float(number)))
     return scheduler
 
@@ -54,12 +58,17 @@ requests_strategy = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), 
     num_blocks=st.integers(10, 40),
     max_num_seqs=st.integers(1, 6),
     share=st.floats(0, 1),
+    num_shared=st.integers(0, 20),
 )
 def test_leaping_comes_to_the_same_as_stepping(
-    requests: list[tuple[int, int]], num_blocks: int, max_num_seqs: int, share: float
+    requests: list[tuple[int, int]],
+    num_blocks: int,
+    max_num_seqs: int,
+    share: float,
+    num_shared: int,
 ) -> None:
-    stepping = make(requests, num_blocks, max_num_seqs)
-    leaping = make(requests, num_blocks, max_num_seqs)
+    stepping = make(requests, num_blocks, max_num_seqs, num_shared)
+    leaping = make(requests, num_blocks, max_num_seqs, num_shared)
     for _ in range(1000):
         if not leaping.has_work:
             break
