@@ -131,7 +131,7 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     runner.warm_up()
     scheduler = Scheduler(launch.config.scheduler)
     loop = EngineLoop(scheduler, runner, runner.spec.vocab_size, send)
-    return loop, f"{runner.attention_backend} attention"
+    return loop, runner.detail
 
 
 def _start_simulated(

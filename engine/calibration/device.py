@@ -20,7 +20,7 @@ from engine.calibration.readings import (
     RowReading,
 )
 from engine.calibration.timing import measure
-from engine.native.attention.backend import AttentionBackend, AttentionBatch, allocate_cache
+from engine.native.attention.backend import AttentionBackend, AttentionBatch
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of rows that products are measured with."""
@@ -137,11 +137,12 @@ def _backend_attention(
     backend: AttentionBackend, dtype: torch.dtype, num_sequences: int, context: int, num_new: int
 ) -> Callable[[], object]:
     blocks_each = -(-context // _BLOCK_SIZE)
-    (cache,) = allocate_cache(
-        1, num_sequences * blocks_each, _KV_HEADS, _BLOCK_SIZE, _HEAD_DIM, dtype
+    (cache,) = backend.allocate_cache(
+        1, num_sequences * blocks_each, _KV_HEADS, _BLOCK_SIZE, _HEAD_DIM
     )
     for tensor in cache:
-        tensor.fill_(0.1)  # pages that were never written are all the same one, and cached
+        if tensor is not None:
+            tensor.fill_(1)  # pages that were never written are all the same one, and cached
     tables = torch.arange(num_sequences * blocks_each, dtype=torch.int32).view(num_sequences, -1)
     positions = torch.arange(context - num_new, context)
     slots = (tables[:, :1].long() * _BLOCK_SIZE + positions).flatten()

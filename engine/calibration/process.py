@@ -56,7 +56,8 @@ def measure_all(order: Order) -> Readings:
     on_cpu = order.device == "cpu"
     backend = None
     if on_cpu:
-        backend = select_attention_backend(order.attention_backend, getattr(torch, order.dtype))
+        dtype = getattr(torch, order.dtype)
+        backend = select_attention_backend(order.attention_backend, dtype, dtype)
     _send(Progressed("the host's work in a step"))
     scale = min(1.0, order.seconds / 80.0)
     host = measure_host(order, _HOST_SECONDS * scale) if on_cpu else ()

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from engine.native.layers.parameter import ModelParameter
+from profiles.model_spec import ModelSpecError
+from profiles.model_spec.checkpoint import read_stored_tensors
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -23,6 +25,25 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 class WeightLoadingError(RuntimeError):
     """Weights that are missing, broken or not the model's; one line naming file and tensor."""
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The type that the checkpoint's matrices are stored in; the widest where they differ.
+
+    Raises:
+        WeightLoadingError: there are no weights, or a file is not complete.
+    """
+    try:
+        tensors = read_stored_tensors(directory)
+    except ModelSpecError as error:
+        raise WeightLoadingError(str(error)) from None
+    if tensors is None:
+        _files(directory)  # says what is missing
+    found = {tensor.dtype for tensor in tensors or () if len(tensor.shape) > 1}
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    types = {known[name] for name in found if name in known}
+    # Neither 16-bit type holds the other's numbers.
+    return types.pop() if len(types) == 1 else torch.float32
 
 
 def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = False) -> None:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.native import sampler
-from engine.native.attention.backend import allocate_cache
+from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
-from engine.native.input_batch import InputBatch, StepInputs
-from engine.native.loader import load_weights
+from engine.native.compiled_forward import CompiledForward
+from engine.native.forward import Forward, ModularForward
+from engine.native.input_batch import InputBatch
+from engine.native.linear.select import choose_linear_kernels
+from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
@@ -25,6 +28,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
 
@@ -51,24 +55,37 @@ class ModelRunner:
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        self._backend = select_attention_backend(config.attention_backend, dtype)
-        self._model = build_model(self.spec, limits.max_model_len, dtype)
+        self._backend = select_attention_backend(
+            config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
+        )
+        self._kernels = choose_linear_kernels(
+            self.spec,
+            config.quantization,
+            stored_dtype(config.model_dir),
+            dtype,
+            config.linear_kernel,
+        )
+        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
         load_weights(self._model, config.model_dir, show_progress=config.show_progress)
-        self._caches = allocate_cache(
+        self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,
             self.spec.num_kv_heads,
             limits.block_size,
             self.spec.head_dim,
-            dtype,
         )
+        self._forward: Forward
+        if self._kernels.are_compiled and isinstance(self._backend, NativeAttention):
+            self._forward = CompiledForward(self._model, self.spec, self._caches)
+        else:
+            self._forward = ModularForward(self._model, self._caches, self._backend)
         self._limits = limits
         self._batch = InputBatch(limits)
 
     @property
-    def attention_backend(self) -> str:
-        """The backend that ``auto`` came to."""
-        return self._backend.name
+    def detail(self) -> str:
+        """What ``auto`` came to, for people."""
+        return f"{self._backend.name} attention, products by {self._kernels.names}"
 
     @property
     def num_sequences(self) -> int:
@@ -87,9 +104,8 @@ class ModelRunner:
         if plan.scheduled:
             inputs = self._batch.build(plan.scheduled)
             with torch.inference_mode():
-                hidden = self._hidden(inputs)
+                logits = self._forward.logits(inputs, inputs.sampled_tokens)
                 if inputs.sampled_ids:
-                    logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
                     rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
                     tokens = sampler.sample(logits, rows)
                     self._batch.append(inputs.sampled_ids, tokens)
@@ -103,7 +119,8 @@ class ModelRunner:
         """
         self._batch.apply(plan)
         with torch.inference_mode():
-            return self._model.compute_logits(self._hidden(self._batch.build(plan.scheduled)))
+            inputs = self._batch.build(plan.scheduled)
+            return self._forward.logits(inputs, torch.arange(len(inputs.token_ids))).clone()
 
     def warm_up(self) -> None:
         """Touches weights and code with a prefill and a decode step; leaves no sequence behind.
@@ -126,16 +143,14 @@ class ModelRunner:
         self.execute(StepPlan(step_id=-1, scheduled=(decode,)))
         self.execute(StepPlan(step_id=-1, dropped=(_WARM_UP_ID,)))
 
-    def _hidden(self, inputs: StepInputs) -> Tensor:
-        self._backend.prepare(inputs.attention)
-        hidden: Tensor = self._model(
-            inputs.token_ids,
-            inputs.positions,
-            inputs.max_context_len,
-            self._caches,
-            self._backend,
-        )
-        return hidden
+
+def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    if name == "auto":
+        return dtype
+    if name not in CACHE_DTYPES:
+        known = ", ".join(["auto", *CACHE_DTYPES])
+        raise ValueError(f"kv_cache_dtype {name!r} is unknown (known: {known})")
+    return CACHE_DTYPES[name]
 
 
 def _check_max_model_len(spec: ModelSpec, max_model_len: int) -> None:

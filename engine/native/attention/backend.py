@@ -1,8 +1,8 @@
 """What a layer of the model asks of attention, and the paged cache that it reads and writes.
 
-The cache of a layer is two tensors [num_blocks, num_kv_heads, block_size, head_dim]. Token ``p``
-of a sequence lives in block ``block_table[p // block_size]`` at offset ``p % block_size``; its
-slot is ``block * block_size + offset``::
+The cache of a layer is divided into blocks of ``block_size`` tokens. Token ``p`` of a sequence
+lives in block ``block_table[p // block_size]`` at offset ``p % block_size``; its slot is
+``block * block_size + offset``::
 
     sequence of 6 tokens, block_size 4          cache of one layer
     block_table = [7, 2]                        block 2 | t4 t5  ?  ? |
@@ -41,16 +41,25 @@ class AttentionBatch:
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, each [num_blocks, num_kv_heads, block_size, head_dim]."""
+    """Keys and values of one layer, in the order and type of the backend that allocated them."""
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None = None
+    """Of a cache in int8: one factor for each token and head."""
+    value_scales: Tensor | None = None
 
 
 class AttentionBackend(Protocol):
     """Writes keys and values into the paged cache, then attends through the block table."""
 
     name: str
+
+    def allocate_cache(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
+    ) -> list[LayerCache]:
+        """Caches of all layers; memory is only taken when a block is first written."""
+        ...
 
     def prepare(self, batch: AttentionBatch) -> None:
         """Takes the batch that the following ``forward`` calls, one for each layer, work on."""
@@ -69,23 +78,11 @@ class AttentionBackend(Protocol):
         ...
 
 
-def allocate_cache(
-    num_layers: int,
-    num_blocks: int,
-    num_kv_heads: int,
-    block_size: int,
-    head_dim: int,
-    dtype: torch.dtype,
-) -> list[LayerCache]:
-    """Caches of all layers; memory is only taken when a block is first written.
+def allocate_lazily(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory is only taken when it is first written.
 
     numpy's zeros come from ``calloc``, whose pages the system maps on first touch; torch's own
     zeros are written at once.
     """
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    storage = np.uint32 if dtype.itemsize == 4 else np.uint16
-
-    def allocate() -> Tensor:
-        return torch.from_numpy(np.zeros(shape, dtype=storage)).view(dtype)
-
-    return [LayerCache(allocate(), allocate()) for _ in range(num_layers)]
+    storage = {1: np.uint8, 2: np.uint16, 4: np.uint32}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, dtype=storage)).view(dtype)

@@ -1,57 +1,24 @@
-"""Paged attention by the compiled CPU kernel, see ``kernels/attention.cpp``."""
+"""Paged attention by the compiled CPU kernel, see ``kernels/attention.h``."""
 
 from __future__ import annotations
-
-import ctypes
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.native.attention.backend import AttentionBatch, LayerCache
-from engine.native.kernels import build
+from engine.native.attention.backend import AttentionBatch, LayerCache, allocate_lazily
+from engine.native.kernels.library import Batch, Cache, CacheType, Heads, load_library, pointer
 
-_SOURCE = Path(build.__file__).with_name("attention.cpp")
-
-
-class _Batch(ctypes.Structure):
-    """``struct Batch`` of the kernel."""
-
-    _fields_ = (
-        ("query_start_loc", ctypes.c_void_p),
-        ("context_lens", ctypes.c_void_p),
-        ("block_tables", ctypes.c_void_p),
-        ("slot_mapping", ctypes.c_void_p),
-        ("num_seqs", ctypes.c_int32),
-        ("num_tokens", ctypes.c_int32),
-        ("max_blocks", ctypes.c_int32),
-        ("num_threads", ctypes.c_int32),
-    )
-
-
-class _Layer(ctypes.Structure):
-    """``struct Layer`` of the kernel."""
-
-    _fields_ = (
-        ("query", ctypes.c_void_p),
-        ("key", ctypes.c_void_p),
-        ("value", ctypes.c_void_p),
-        ("query_stride", ctypes.c_int64),
-        ("key_stride", ctypes.c_int64),
-        ("value_stride", ctypes.c_int64),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("output", ctypes.c_void_p),
-        ("num_heads", ctypes.c_int32),
-        ("num_kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("window", ctypes.c_int32),
-    )
+CACHE_TYPES = {
+    torch.float32: CacheType.FLOAT32,
+    torch.bfloat16: CacheType.BFLOAT16,
+    torch.int8: CacheType.INT8,
+}
 
 
 class NativeAttention:
-    """Float32 only. A row of the output has the same bits whatever else is in the batch.
+    """Computes in float32; the cache holds ``cache_dtype``: float32, bfloat16 or int8.
+
+    A row of the output has the same bits whatever else is in the batch.
 
     Raises:
         KernelBuildError: the kernel cannot be compiled here.
@@ -59,58 +26,93 @@ class NativeAttention:
 
     name = "native"
 
-    def __init__(self) -> None:
-        self._kernel = build.load_kernel(_SOURCE).paged_attention
-        self._kernel.argtypes = [ctypes.POINTER(_Batch), ctypes.POINTER(_Layer)]
-        self._kernel.restype = None
+    def __init__(self, cache_dtype: torch.dtype = torch.float32) -> None:
+        self._library = load_library()
+        self._cache_dtype = cache_dtype
         self._batch: AttentionBatch | None = None
-        self._arguments = _Batch()
+
+    def allocate_cache(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
+    ) -> list[LayerCache]:
+        lanes = self._block_lanes(block_size)
+
+        def allocate(*shape: int, dtype: torch.dtype = self._cache_dtype) -> Tensor:
+            return allocate_lazily((num_blocks, num_kv_heads, *shape), dtype)
+
+        def scales() -> Tensor | None:
+            if self._cache_dtype is not torch.int8:
+                return None
+            return allocate(lanes, dtype=torch.float32)
+
+        return [
+            LayerCache(
+                keys=allocate(head_dim, lanes),
+                values=allocate(block_size, head_dim),
+                key_scales=scales(),
+                value_scales=scales(),
+            )
+            for _ in range(num_layers)
+        ]
+
+    def _block_lanes(self, block_size: int) -> int:
+        """Tokens of a block rounded up to whole vectors."""
+        lanes = self._library.vector_lanes
+        return -(-block_size // lanes) * lanes
 
     def prepare(self, batch: AttentionBatch) -> None:
-        self._batch = batch  # keeps the memory alive that the arguments point to
-        self._arguments = _Batch(
-            _pointer(batch.query_start_loc, torch.int32),
-            _pointer(batch.context_lens, torch.int32),
-            _pointer(batch.block_tables, torch.int32),
-            _pointer(batch.slot_mapping, torch.int64),
-            len(batch.context_lens),
-            len(batch.slot_mapping),
-            batch.block_tables.shape[1],
-            torch.get_num_threads(),
-        )
+        self._batch = batch
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, window: int | None
     ) -> Tensor:
         assert self._batch is not None, "prepare() comes before forward()"
         num_tokens, num_heads, head_dim = query.shape
-        num_kv_heads, block_size = cache.keys.shape[1:3]
         query, key, value = _dense_heads(query), _dense_heads(key), _dense_heads(value)
         output = torch.empty(num_tokens, num_heads * head_dim)
-        layer = _Layer(
+        heads = Heads(
             query.data_ptr(),
             key.data_ptr(),
             value.data_ptr(),
             query.stride(0),
             key.stride(0),
             value.stride(0),
-            _pointer(cache.keys, torch.float32),
-            _pointer(cache.values, torch.float32),
             output.data_ptr(),
             num_heads,
-            num_kv_heads,
+            key.shape[1],
             head_dim,
-            block_size,
             window or 0,
         )
-        self._kernel(self._arguments, layer)
+        self._library.paged_attention(
+            batch_struct(self._batch), cache_struct(cache), heads, torch.get_num_threads()
+        )
         return output
 
 
-def _pointer(tensor: Tensor, dtype: torch.dtype) -> int:
-    assert tensor.dtype is dtype
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
+def batch_struct(batch: AttentionBatch) -> Batch:
+    """The kernel's view of a batch, valid as long as the batch lives."""
+    return Batch(
+        pointer(batch.query_start_loc, torch.int32),
+        pointer(batch.context_lens, torch.int32),
+        pointer(batch.block_tables, torch.int32),
+        pointer(batch.slot_mapping, torch.int64),
+        len(batch.context_lens),
+        len(batch.slot_mapping),
+        batch.block_tables.shape[1],
+    )
+
+
+def cache_struct(cache: LayerCache) -> Cache:
+    """The kernel's view of a cache, valid as long as the cache lives."""
+    dtype = cache.keys.dtype
+    return Cache(
+        pointer(cache.keys, dtype),
+        pointer(cache.values, dtype),
+        None if cache.key_scales is None else pointer(cache.key_scales, torch.float32),
+        None if cache.value_scales is None else pointer(cache.value_scales, torch.float32),
+        CACHE_TYPES[dtype],
+        cache.values.shape[2],
+        cache.keys.shape[3],
+    )
 
 
 def _dense_heads(tokens: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.native.attention.backend import AttentionBatch, LayerCache
+from engine.native.attention.backend import AttentionBatch, LayerCache, allocate_lazily
 
 _TILE_TOKENS = 256
 """Context read at once; bounds the temporary copy, whatever the length of the context."""
@@ -14,13 +14,25 @@ _TILE_TOKENS = 256
 class TorchAttention:
     """Goes through each sequence's context in tiles, with an online softmax in float32.
 
-    The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867).
+    The online softmax is that of Milakov and Gimelshein (arXiv 1805.02867). Keys and values are
+    kept in ``cache_dtype``, each [num_blocks, num_kv_heads, block_size, head_dim].
     """
 
     name = "torch"
 
-    def __init__(self) -> None:
+    def __init__(self, cache_dtype: torch.dtype = torch.float32) -> None:
+        self._cache_dtype = cache_dtype
         self._batch: AttentionBatch | None = None
+
+    def allocate_cache(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
+    ) -> list[LayerCache]:
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+
+        def allocate() -> Tensor:
+            return allocate_lazily(shape, self._cache_dtype)
+
+        return [LayerCache(allocate(), allocate()) for _ in range(num_layers)]
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch
@@ -46,7 +58,7 @@ def _store(tokens: Tensor, cache: Tensor, slots: Tensor) -> None:
     """Writes tokens [num_tokens, num_kv_heads, head_dim] to their slots."""
     block_size = cache.shape[2]
     blocks = torch.div(slots, block_size, rounding_mode="floor")
-    cache[blocks, :, slots % block_size] = tokens
+    cache[blocks, :, slots % block_size] = tokens.to(cache.dtype)
 
 
 def _attend(

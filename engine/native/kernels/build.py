@@ -20,7 +20,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _FLAGS = (
-    "-std=c++17",
+    "-std=c++20",
     "-O3",
     # What -ffast-math would allow without reordering sums: results keep their bits. (It would
     # also make the library switch denormals off in the whole process when it is loaded.)

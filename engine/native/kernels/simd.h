@@ -9,7 +9,11 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+// (Everything here is in an anonymous namespace: builds for several instruction sets may be loaded
+// into one process, and must not find each other's functions.)
+namespace {
+
+#if defined(__AVX512BW__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
 constexpr int LANES = 8;
@@ -93,3 +97,5 @@ inline void for_row_groups(int first, int num_rows, F f) {
   for (; first + ROWS <= num_rows; first += ROWS) f(first, std::integral_constant<int, ROWS>());
   if constexpr (ROWS > 1) for_row_groups<ROWS / 2>(first, num_rows, f);
 }
+
+}  // namespace

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from torch import Tensor, dtype, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from engine.native.layers.parameter import ModelParameter, load_whole
+from engine.native.layers.parameter import ModelParameter
+from engine.native.linear.kernel import LinearKernel, check_rows
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Token ids [num_tokens] → [num_tokens, hidden_size]; ranks would split the vocabulary."""
+    """Token ids [num_tokens] → [num_tokens, hidden_size]; ranks would split the vocabulary.
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, dtype: dtype) -> None:
+    The table is held as a head's weight is, since many models use one matrix for both.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, kernel: LinearKernel) -> None:
         super().__init__()
-        self.weight = ModelParameter((vocab_size, hidden_size), dtype, load_whole)
+        self.shape = (vocab_size, hidden_size)
+        self.kernel = kernel
+        self.weight = kernel.create_weight(vocab_size, hidden_size, self.weight_loader)
+
+    def weight_loader(self, parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+        assert not part
+        check_rows(self.shape, loaded, self.shape[0])
+        self.kernel.load_rows(parameter, loaded, 0)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self.weight)
+        return self.kernel.look_up(self.weight, token_ids)
 
 
 class ParallelLMHead(nn.Module):
-    """Hidden states [..., hidden_size] → logits [..., vocab_size]."""
+    """Hidden states [n, hidden_size] → logits [n, vocab_size]."""
 
-    def __init__(self, weight: ModelParameter) -> None:
+    def __init__(self, table: VocabParallelEmbedding) -> None:
         super().__init__()
-        self.weight = weight
+        self.kernel = table.kernel
+        self.weight = table.weight
 
     @classmethod
-    def untied(cls, vocab_size: int, hidden_size: int, *, dtype: dtype) -> ParallelLMHead:
-        return cls(ModelParameter((vocab_size, hidden_size), dtype, load_whole))
+    def untied(cls, vocab_size: int, hidden_size: int, kernel: LinearKernel) -> ParallelLMHead:
+        return cls(VocabParallelEmbedding(vocab_size, hidden_size, kernel))
 
     @classmethod
     def tied_to(cls, embedding: VocabParallelEmbedding) -> ParallelLMHead:
         """Shares the embedding's matrix instead of holding one of its own."""
-        return cls(embedding.weight)
+        return cls(embedding)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight)
+        return self.kernel.run(hidden, self.weight, None)

@@ -28,11 +28,18 @@ class RotaryEmbedding:
 
         ``length`` exceeds every one of the ``positions`` [num_tokens] and is at most ``max_len``.
         """
-        if length > len(self._table):
-            self._table = self._compute(min(self._max_len, max(length, 2 * len(self._table), 512)))
-        rows = self._table.index_select(0, positions).to(dtype).unsqueeze(1)
+        rows = self.table(length).index_select(0, positions).to(dtype).unsqueeze(1)
         cos, sin = rows.chunk(2, dim=-1)
         return cos, sin
+
+    def table(self, length: int) -> Tensor:
+        """Cosines and signed sines of at least the first ``length`` positions.
+
+        Float32 [n, 2 * head_dim]: cos, cos, -sin, sin, each for half of a head's dimensions.
+        """
+        if length > len(self._table):
+            self._table = self._compute(min(self._max_len, max(length, 2 * len(self._table), 512)))
+        return self._table
 
     def _compute(self, length: int) -> Tensor:
         angles = torch.outer(torch.arange(length, dtype=torch.float32), self._inverse_frequencies)

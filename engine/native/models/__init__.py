@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from engine.native.linear.select import LinearKernels
 from engine.native.models.decoder import DecoderForCausalLM
 from engine.native.support import ARCHITECTURES
 from profiles.model_spec import ModelSpec
@@ -12,6 +13,8 @@ from profiles.model_spec import ModelSpec
 _MODELS: dict[str, type[DecoderForCausalLM]] = dict.fromkeys(ARCHITECTURES, DecoderForCausalLM)
 
 
-def build_model(spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> DecoderForCausalLM:
+def build_model(
+    spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+) -> DecoderForCausalLM:
     """A model with uninitialized weights, for sequences of up to ``max_model_len`` tokens."""
-    return _MODELS[spec.architecture](spec, max_model_len, dtype)
+    return _MODELS[spec.architecture](spec, max_model_len, kernels, dtype)

@@ -18,11 +18,14 @@ from engine.native.layers.linear import (
 )
 from engine.native.layers.norm import RMSNorm
 from engine.native.layers.rotary import RotaryEmbedding, rotate
+from engine.native.linear.select import LinearKernels
 from profiles.model_spec import ModelSpec
 
 
 class Attention(nn.Module):
-    def __init__(self, spec: ModelSpec, window: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, window: int | None, kernels: LinearKernels, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.num_heads = spec.num_attention_heads
         self.num_kv_heads = spec.num_kv_heads
@@ -33,12 +36,14 @@ class Attention(nn.Module):
             spec.head_dim,
             spec.num_attention_heads,
             spec.num_kv_heads,
+            kernels.qkv,
             bias=spec.qkv_bias,
             dtype=dtype,
         )
         self.o_proj = RowParallelLinear(
             spec.num_attention_heads * spec.head_dim,
             spec.hidden_size,
+            kernels.output,
             bias=spec.o_bias,
             dtype=dtype,
         )
@@ -70,13 +75,17 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, kernels: LinearKernels, dtype: torch.dtype) -> None:
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
-            spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias, dtype=dtype
+            spec.hidden_size,
+            spec.intermediate_size,
+            kernels.gate_up,
+            bias=spec.mlp_bias,
+            dtype=dtype,
         )
         self.down_proj = RowParallelLinear(
-            spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias, dtype=dtype
+            spec.intermediate_size, spec.hidden_size, kernels.down, bias=spec.mlp_bias, dtype=dtype
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -86,12 +95,14 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, spec: ModelSpec, window: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, window: int | None, kernels: LinearKernels, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.self_attn = Attention(spec, window, dtype)
+        self.self_attn = Attention(spec, window, kernels, dtype)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.mlp = GatedMLP(spec, dtype)
+        self.mlp = GatedMLP(spec, kernels, dtype)
 
     def forward(
         self,
@@ -106,11 +117,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
+        self.embed_tokens = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, kernels.head)
         self.layers = nn.ModuleList(
-            DecoderLayer(spec, window, dtype) for window in spec.sliding_window
+            DecoderLayer(spec, window, kernels, dtype) for window in spec.sliding_window
         )
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
         self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
@@ -134,13 +147,15 @@ class DecoderForCausalLM(nn.Module):
     """Token ids → hidden states → logits; the two halves are apart so that only rows that
     sample are projected onto the vocabulary."""
 
-    def __init__(self, spec: ModelSpec, max_model_len: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.model = Decoder(spec, max_model_len, dtype)
+        self.model = Decoder(spec, max_model_len, kernels, dtype)
         if spec.tie_word_embeddings:
             self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
         else:
-            self.lm_head = ParallelLMHead.untied(spec.vocab_size, spec.hidden_size, dtype=dtype)
+            self.lm_head = ParallelLMHead.untied(spec.vocab_size, spec.hidden_size, kernels.head)
 
     def forward(
         self,

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.native.linear.select import LinearKernels
+from engine.native.linear.torch_kernels import DenseLinear
 from engine.native.loader import WeightLoadingError, load_weights
 from engine.native.models import build_model
 from engine.native.models.decoder import DecoderForCausalLM
@@ -19,7 +21,8 @@ INDEX = "model.safetensors.index.json"
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> DecoderForCausalLM:
-    model = build_model(ModelSpec.from_directory(directory), 64, dtype)
+    kernels = LinearKernels.all(DenseLinear(dtype))
+    model = build_model(ModelSpec.from_directory(directory), 64, kernels, dtype)
     load_weights(model, directory)
     return model
 
@@ -145,7 +148,8 @@ def test_draws_a_progress_bar_when_asked_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint("llama", tmp_path)
-    model = build_model(ModelSpec.from_directory(tmp_path), 64, torch.float32)
+    kernels = LinearKernels.all(DenseLinear(torch.float32))
+    model = build_model(ModelSpec.from_directory(tmp_path), 64, kernels, torch.float32)
     capsys.readouterr()
     load_weights(model, tmp_path, show_progress=True)
     assert capsys.readouterr() == ("", "")

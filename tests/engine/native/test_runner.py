@@ -221,7 +221,7 @@ def test_half_precision_stays_near(dtype: str, checkpoint: Path) -> None:
     prompts = random_prompts([40])
     expected = logits_of(make_runner(checkpoint), prompts, whole)[0]
     runner = make_runner(checkpoint, dtype=dtype)
-    assert runner.attention_backend == "torch"
+    assert runner.detail == "torch attention, products by torch"
     for schedule in (whole, chunks_of_7):
         actual = logits_of(runner, prompts, schedule)[0]
         assert actual.dtype is torch.float32
@@ -245,6 +245,18 @@ def test_the_number_of_threads_is_as_asked(checkpoint: Path) -> None:
         ({"dtype": "int8"}, r"dtype 'int8' is unknown \(known: float32, bfloat16, float16\)"),
         ({"attention_backend": "flash"}, "attention_backend 'flash' is unknown"),
         ({"attention_backend": "native", "dtype": "float16"}, "needs dtype float32"),
+        (
+            {"quantization": "int3"},
+            r"quantization 'int3' is unknown \(known: none, int8, int8_g128",
+        ),
+        ({"quantization": "int8", "dtype": "bfloat16"}, "need dtype float32"),
+        ({"linear_kernel": "blas"}, "linear_kernel 'blas' is unknown"),
+        (
+            {"linear_kernel": "torch", "quantization": "int4"},
+            r"'torch' cannot hold int4 weights \(these can: int8-activations, fp32-activations\)",
+        ),
+        ({"kv_cache_dtype": "fp8"}, r"'fp8' is unknown \(known: auto, float32, bfloat16, int8\)"),
+        ({"kv_cache_dtype": "int8", "attention_backend": "torch"}, "int8 needs attention_backend"),
     ],
 )
 def test_refuses_unknown_settings(fields: dict[str, str], message: str, checkpoint: Path) -> None:

@@ -1,0 +1,139 @@
+"""A whole step of a decoder as one call of the compiled kernels, see ``kernels/decoder.h``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.native.attention.backend import LayerCache
+from engine.native.attention.native_backend import batch_struct, cache_struct
+from engine.native.input_batch import StepInputs
+from engine.native.kernels.library import (
+    Decoder,
+    DecoderLayer,
+    DecoderStep,
+    Linear,
+    Workspace,
+    load_library,
+    pointer,
+)
+from engine.native.layers.norm import RMSNorm
+from engine.native.linear.compiled import PackedParameter
+from engine.native.models import decoder as modules
+from profiles.model_spec import ModelSpec
+
+_WORD_BYTES = 2
+"""Of a rounded activation, at most."""
+
+
+class CompiledForward:
+    """The same computation as ``DecoderForCausalLM``'s, whose products must all be compiled ones.
+
+    Memory for a step's intermediate results is kept from step to step.
+    """
+
+    def __init__(
+        self,
+        model: modules.DecoderForCausalLM,
+        spec: ModelSpec,
+        caches: list[LayerCache],
+        *,
+        attends: bool = True,
+    ) -> None:
+        self._library = load_library()
+        self._kept_alive = (model, caches)
+        self._rotary = model.model.rotary
+        self._spec = spec
+        layers = [
+            _layer(layer, cache)
+            for layer, cache in zip(model.model.layers, caches, strict=True)
+            if isinstance(layer, modules.DecoderLayer)
+        ]
+        self._layers = (DecoderLayer * len(layers))(*layers)
+        self._decoder = Decoder(
+            layers=self._layers,
+            embedding=_linear(model.model.embed_tokens),
+            head=_linear(model.lm_head),
+            final_norm=_norm(model.model.norm),
+            num_layers=len(layers),
+            num_heads=spec.num_attention_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            norm_eps=spec.rms_norm_eps,
+            attends=attends,
+        )
+        self._buffers: dict[str, Tensor] = {}
+        self._capacity = 0
+        self._logits = torch.empty(0, spec.vocab_size)
+
+    def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+        num_tokens = len(inputs.token_ids)
+        self._reserve(max(num_tokens, len(rows)))
+        if len(rows) > len(self._logits):
+            self._logits = torch.empty(len(rows), self._spec.vocab_size)
+        logits = self._logits[: len(rows)]
+        step = DecoderStep(
+            batch=batch_struct(inputs.attention),
+            token_ids=pointer(inputs.token_ids, torch.int64),
+            positions=pointer(inputs.positions, torch.int64),
+            angles=pointer(self._rotary.table(inputs.max_context_len), torch.float32),
+            sampled_tokens=pointer(rows, torch.int64),
+            num_sampled=len(rows),
+            logits=logits.data_ptr(),
+        )
+        self._library.decoder_forward(self._decoder, step, torch.get_num_threads())
+        return logits
+
+    def _reserve(self, num_tokens: int) -> None:
+        """Room for the intermediate results of so many tokens."""
+        if num_tokens <= self._capacity:
+            return
+        spec = self._spec
+        heads = spec.num_attention_heads * spec.head_dim
+        kv_heads = spec.num_kv_heads * spec.head_dim
+        inputs = max(spec.hidden_size, spec.intermediate_size, heads)
+        outputs = max(heads + 2 * kv_heads, 2 * spec.intermediate_size)
+        layer = self._layers[0]
+        linears = (layer.qkv, layer.output, layer.gate_up, layer.down, self._decoder.head)
+        groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
+        padded = -(-inputs // 4) * 4
+        self._buffers = {
+            "hidden": torch.empty(num_tokens, spec.hidden_size),
+            "normed": torch.empty(num_tokens, inputs),
+            "projected": torch.empty(num_tokens, outputs),
+            "words": torch.empty(num_tokens * padded * _WORD_BYTES, dtype=torch.uint8),
+            "scales": torch.empty(num_tokens, groups),
+            "starts": torch.empty(num_tokens, groups, dtype=torch.int32),
+        }
+        self._decoder.workspace = Workspace(
+            **{name: buffer.data_ptr() for name, buffer in self._buffers.items()}
+        )
+        self._capacity = num_tokens
+
+
+def _layer(layer: modules.DecoderLayer, cache: LayerCache) -> DecoderLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return DecoderLayer(
+        input_norm=_norm(layer.input_layernorm),
+        post_attention_norm=_norm(layer.post_attention_layernorm),
+        query_norm=_norm(attention.q_norm),
+        key_norm=_norm(attention.k_norm),
+        qkv=_linear(attention.qkv_proj),
+        output=_linear(attention.o_proj),
+        gate_up=_linear(mlp.gate_up_proj),
+        down=_linear(mlp.down_proj),
+        cache=cache_struct(cache),
+        window=attention.window or 0,
+    )
+
+
+def _norm(norm: RMSNorm | None) -> int | None:
+    return None if norm is None else pointer(norm.weight.data, torch.float32)
+
+
+def _linear(layer: torch.nn.Module) -> Linear:
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    assert isinstance(weight, PackedParameter)
+    return weight.matrix.with_bias(None if bias is None else bias.data)

@@ -1,0 +1,480 @@
+// Paged attention: writes a step's keys and values to their slots, then attends through the block
+// table. A batch is mixed and ragged: sequences with one new token beside others with hundreds.
+//
+// The cache of a layer. Scores are sums over dimensions with tokens in the lanes, and outputs are
+// sums over tokens with dimensions in the lanes, so keys are kept transposed and neither is ever
+// rearranged again:
+//
+//     keys    [num_blocks, num_kv_heads, head_dim, block_lanes]    block_lanes: block_size rounded
+//     values  [num_blocks, num_kv_heads, block_size, head_dim]                  up to whole vectors
+//     scales  [num_blocks, num_kv_heads, block_lanes] of keys and of values, of an int8 cache
+//
+// Work is cut into tiles (sequence, KV head, some queries). A tile's rows are its queries times the
+// query heads that share the KV head, so each block is read once for the whole group. It walks the
+// context in steps of two vectors of tokens with an online softmax (Milakov and Gimelshein, arXiv
+// 1805.02867). Every PART of the context starts a softmax of its own, and these are merged in
+// order (as in FlashDecoding), whether or not other threads computed them: long contexts of few
+// sequences are divided among threads by parts.
+//
+// Steps and parts begin at fixed positions, and a step that a row may not see changes nothing of
+// it. So a row's result has the same bits whatever stands beside it: another batch, another chunk,
+// another tile, other threads.
+
+#pragma once
+
+#include <vector>
+
+#include "linear.h"
+
+namespace {
+
+enum CacheType : int32_t { CACHE_FLOAT32, CACHE_BFLOAT16, CACHE_INT8 };
+
+extern "C" {
+
+struct Batch {
+  const int32_t* query_start_loc;  // [num_seqs + 1]
+  const int32_t* context_lens;     // [num_seqs], with the new tokens
+  const int32_t* block_tables;     // [num_seqs, max_blocks]
+  const int64_t* slot_mapping;     // [num_tokens]
+  int32_t num_seqs, num_tokens, max_blocks;
+};
+
+struct Cache {
+  void *keys, *values;
+  float *key_scales, *value_scales;  // null unless int8
+  CacheType type;
+  int32_t block_size, block_lanes;
+};
+
+struct Heads {
+  const float *query, *key, *value;  // of the first token; heads lie one after the other
+  int64_t query_stride, key_stride, value_stride;  // between tokens, in elements
+  float* output;                                   // [num_tokens, num_heads, head_dim]
+  int32_t num_heads, num_kv_heads, head_dim;
+  int32_t window;  // tokens that a token sees, itself included; 0: all
+};
+
+}  // extern "C"
+
+namespace attention {
+
+constexpr int TILE_ROWS = 32;    // their queries and outputs stay in the first-level cache
+constexpr int STEP_VECTORS = 2;  // vectors of tokens
+constexpr int PART_VECTORS = 512 / LANES;
+constexpr float NOTHING = -1e30f;  // maximum before anything was seen; finite, so that a step that
+                                   // sees nothing changes nothing
+
+// ------------------------------------------------------------------ the cache's types
+
+inline vec load_as_float(const int8_t* p) {
+  typedef int8_t quarter __attribute__((vector_size(LANES), aligned(1), may_alias));
+  return __builtin_convertvector(
+      __builtin_convertvector(*reinterpret_cast<const quarter*>(p), ivec), vec);
+}
+using ::load_as_float;
+
+inline void store_as(float* p, float value) { *p = value; }
+inline void store_as(uint16_t* p, float value) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  *p = value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+inline void store_as(int8_t* p, float value) { *p = int8_t(std::nearbyint(value)); }
+
+template <typename T>
+constexpr bool SCALED = std::is_same_v<T, int8_t>;
+
+template <typename T>
+void store_head(const float* from, int count, T* to, int64_t stride, float* scale) {
+  float inverse = 1.0f;
+  if constexpr (SCALED<T>) {
+    float amax = 0;
+    for (int d = 0; d < count; d++) amax = std::max(amax, std::fabs(from[d]));
+    // (What is no number is lost here: the row it came from has gone through the layer's output
+    // as well, where the sampler will meet it.)
+    inverse = amax > 1e-30f && amax < INFINITY ? 127.0f / amax : 0.0f;
+    *scale = inverse > 0 ? amax / 127.0f : 0.0f;
+    for (int d = 0; d < count; d++)
+      store_as(to + d * stride, inverse > 0 ? from[d] * inverse : 0.0f);
+  } else {
+    for (int d = 0; d < count; d++) store_as(to + d * stride, from[d]);
+  }
+}
+
+// Writes a token's key and value of one head to their slot.
+template <typename T>
+void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int token, int h) {
+  const int64_t slot = batch.slot_mapping[token];
+  const int64_t at = slot / cache.block_size * heads.num_kv_heads + h;
+  const int offset = slot % cache.block_size, dim = heads.head_dim;
+  const float* key = heads.key + token * heads.key_stride + int64_t(h) * dim;
+  const float* value = heads.value + token * heads.value_stride + int64_t(h) * dim;
+  const int64_t scale = at * cache.block_lanes + offset;
+  store_head(key, dim, static_cast<T*>(cache.keys) + at * dim * cache.block_lanes + offset,
+             cache.block_lanes, SCALED<T> ? cache.key_scales + scale : nullptr);
+  store_head(value, dim, static_cast<T*>(cache.values) + (at * cache.block_size + offset) * dim, 1,
+             SCALED<T> ? cache.value_scales + scale : nullptr);
+}
+
+// ------------------------------------------------------------------ tiles
+
+struct Tile {
+  int sequence, kv_head, first_query, num_queries;
+};
+
+// A softmax over what some rows have seen so far: output / sum are the weighted values.
+struct Softmax {
+  std::vector<vec> output, sum;
+  std::vector<float> maximum;
+
+  void reset(int num_rows, int num_vecs) {
+    output.assign(num_rows * num_vecs, vec{});
+    sum.assign(num_rows, vec{});
+    maximum.assign(num_rows, NOTHING);
+  }
+
+  void merge(const Softmax& later) {
+    const int num_rows = sum.size(), num_vecs = output.size() / num_rows;
+    for (int row = 0; row < num_rows; row++) {
+      const float highest = std::max(maximum[row], later.maximum[row]);
+      const float ours = exp_nonpositive(vec{} + (maximum[row] - highest))[0];
+      const float theirs = exp_nonpositive(vec{} + (later.maximum[row] - highest))[0];
+      maximum[row] = highest;
+      sum[row] = sum[row] * ours + later.sum[row] * theirs;
+      for (int j = row * num_vecs; j < (row + 1) * num_vecs; j++)
+        output[j] = output[j] * ours + later.output[j] * theirs;
+    }
+  }
+};
+
+// One thread's working memory, kept over calls so that a step allocates nothing.
+struct Scratch {
+  std::vector<float> query;
+  std::vector<vec> weights;
+  Softmax part, all;
+};
+
+// A vector of consecutive tokens of one block.
+template <typename T>
+struct Tokens {
+  const T *keys, *values;
+  const float *key_scales, *value_scales;
+  int first, count;  // position of the first, and how many a tile sees of it at most
+};
+
+// Attention of one tile. DIM is the head size, or 0 where it is not known at compile time.
+template <int DIM, typename T>
+class TileAttention {
+ public:
+  TileAttention(const Batch& batch, const Cache& cache, const Heads& heads, const Tile& tile,
+                Scratch& scratch)
+      : cache_(cache),
+        heads_(heads),
+        scratch_(scratch),
+        kv_head_(tile.kv_head),
+        group_(heads.num_heads / heads.num_kv_heads),
+        num_rows_(tile.num_queries * group_),
+        first_token_(batch.query_start_loc[tile.sequence] + tile.first_query),
+        first_position_(batch.context_lens[tile.sequence] + first_token_ -
+                        batch.query_start_loc[tile.sequence + 1]),
+        end_(first_position_ + tile.num_queries),
+        window_(heads.window ? heads.window : end_),
+        block_table_(batch.block_tables + int64_t(tile.sequence) * batch.max_blocks) {}
+
+  int first_part() const { return first_vector() / PART_VECTORS; }
+  int end_part() const { return (end_vector() + PART_VECTORS - 1) / PART_VECTORS; }
+
+  void load_queries() {
+    const float scale = 1.0f / std::sqrt(float(dim()));
+    scratch_.query.resize(num_rows_ * dim());
+    scratch_.weights.resize(num_rows_ * STEP_VECTORS);
+    for (int row = 0; row < num_rows_; row++) {
+      const float* from = heads_.query + offset_in_batch(row, heads_.query_stride);
+      for (int d = 0; d < dim(); d++) scratch_.query[row * dim() + d] = from[d] * scale;
+    }
+  }
+
+  void run_part(int part, Softmax& to) {
+    to.reset(num_rows_, num_vecs());
+    const int end = std::min((part + 1) * PART_VECTORS, end_vector());
+    for (int v = std::max(part * PART_VECTORS, first_vector()); v < end; v += STEP_VECTORS) {
+      const Tokens<T> tokens[STEP_VECTORS] = {find(v), find(std::min(v + 1, end - 1))};
+      const Tokens<T> next = find(std::min(v + STEP_VECTORS, end - 1));
+      const bool second = v + 1 < end;
+      score(tokens, next);
+      weigh(tokens, second, to);
+      add_values(tokens, second, next, to);
+    }
+  }
+
+  void run() {
+    load_queries();
+    scratch_.all.reset(num_rows_, num_vecs());
+    for (int part = first_part(); part < end_part(); part++) {
+      run_part(part, scratch_.part);
+      scratch_.all.merge(scratch_.part);
+    }
+    write_output(scratch_.all);
+  }
+
+  void write_output(const Softmax& softmax) {
+    const float* output = reinterpret_cast<const float*>(softmax.output.data());
+    for (int row = 0; row < num_rows_; row++) {
+      const float scale = 1.0f / horizontal_sum(softmax.sum[row]);
+      float* to = heads_.output + offset_in_batch(row, int64_t(heads_.num_heads) * dim());
+      for (int d = 0; d < dim(); d++) to[d] = output[row * num_vecs() * LANES + d] * scale;
+    }
+  }
+
+  int num_vecs() const { return (dim() + LANES - 1) / LANES; }
+  int num_rows() const { return num_rows_; }
+
+ private:
+  int dim() const { return DIM ? DIM : heads_.head_dim; }
+
+  // Row r is query r / group, head r % group of the KV head's group.
+  int64_t offset_in_batch(int row, int64_t stride) const {
+    return (first_token_ + row / group_) * stride + (kv_head_ * group_ + row % group_) * dim();
+  }
+
+  int vectors_in_block() const { return cache_.block_lanes / LANES; }
+  int vector_of(int position) const {
+    return position / cache_.block_size * vectors_in_block() +
+           position % cache_.block_size / LANES;
+  }
+
+  int first_vector() const {
+    return vector_of(std::max(0, first_position_ - window_ + 1)) / STEP_VECTORS * STEP_VECTORS;
+  }
+  int end_vector() const { return vector_of(end_ - 1) + 1; }
+
+  Tokens<T> find(int vector) const {
+    const int index = vector / vectors_in_block(), offset = vector % vectors_in_block() * LANES;
+    const int64_t at = int64_t(block_table_[index]) * heads_.num_kv_heads + kv_head_;
+    const int first = index * cache_.block_size + offset;
+    return {static_cast<const T*>(cache_.keys) + at * dim() * cache_.block_lanes + offset,
+            static_cast<const T*>(cache_.values) + (at * cache_.block_size + offset) * dim(),
+            cache_.key_scales + at * cache_.block_lanes + offset,
+            cache_.value_scales + at * cache_.block_lanes + offset,
+            first,
+            std::min({LANES, cache_.block_size - offset, end_ - first})};
+  }
+
+  // weights[row] = query[row] · keys
+  void score(const Tokens<T> (&tokens)[STEP_VECTORS], const Tokens<T>& next) {
+    const int stride = cache_.block_lanes;
+    vec* weights = scratch_.weights.data();
+    vec scales[STEP_VECTORS];
+    if constexpr (SCALED<T>)
+      for (int s = 0; s < STEP_VECTORS; s++) scales[s] = load(tokens[s].key_scales);
+    for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
+      constexpr int ROWS = decltype(rows)::value;
+      const float* query = scratch_.query.data() + row * dim();
+      vec acc[ROWS][STEP_VECTORS] = {};
+      for (int d = 0; d < dim(); d++) {
+        const vec k0 = load_as_float(tokens[0].keys + d * stride);
+        const vec k1 = load_as_float(tokens[1].keys + d * stride);
+        if (row == 0) __builtin_prefetch(next.keys + d * stride);
+        for (int i = 0; i < ROWS; i++) {
+          acc[i][0] += query[i * dim() + d] * k0;
+          acc[i][1] += query[i * dim() + d] * k1;
+        }
+      }
+      for (int i = 0; i < ROWS; i++)
+        for (int s = 0; s < STEP_VECTORS; s++) {
+          if constexpr (SCALED<T>) acc[i][s] *= scales[s];
+          weights[(row + i) * STEP_VECTORS + s] = acc[i][s];
+        }
+    });
+  }
+
+  // weights[row] = exp(weights[row] - maximum[row]), after raising the maximum where needed
+  void weigh(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, Softmax& to) {
+    ivec lane;
+    for (int t = 0; t < LANES; t++) lane[t] = t;
+    for (int row = 0; row < num_rows_; row++) {
+      const int position = first_position_ + row / group_;
+      vec* weights = scratch_.weights.data() + row * STEP_VECTORS;
+      for (int s = 0; s < STEP_VECTORS; s++) {
+        const ivec token = lane + tokens[s].first;
+        const int count = s == 0 || second ? tokens[s].count : 0;
+        const ivec hidden = (lane >= count) | (token > position) | (token <= position - window_);
+        weights[s] = hidden ? vec{} - INFINITY : weights[s];
+      }
+      const float highest = horizontal_max(maximum(weights[0], weights[1]));
+      if (highest > to.maximum[row]) {
+        const float rescale = exp_nonpositive(vec{} + (to.maximum[row] - highest))[0];
+        to.maximum[row] = highest;
+        to.sum[row] *= rescale;
+        for (int j = 0; j < num_vecs(); j++) to.output[row * num_vecs() + j] *= rescale;
+      }
+      for (int s = 0; s < STEP_VECTORS; s++) {
+        weights[s] = exp_nonpositive(weights[s] - to.maximum[row]);
+        to.sum[row] += weights[s];
+        if constexpr (SCALED<T>) weights[s] *= finite_scales(tokens[s]);
+      }
+    }
+  }
+
+  // Lanes behind the last token hold anything, and a weight of zero does not make a number of it.
+  static vec finite_scales(const Tokens<T>& tokens) {
+    ivec lane;
+    for (int t = 0; t < LANES; t++) lane[t] = t;
+    return lane < tokens.count ? load(tokens.value_scales) : vec{};
+  }
+
+  vec load_dims(const T* row, int j) const {
+    const int left = dim() - j * LANES;
+    if (left >= LANES) return load_as_float(row + j * LANES);
+    T padded[LANES] = {};
+    for (int d = 0; d < left; d++) padded[d] = row[j * LANES + d];
+    return load_as_float(padded);
+  }
+
+  // output[row] += weights[row] · values
+  void add_values(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, const Tokens<T>& next,
+                  Softmax& to) {
+    for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
+      constexpr int ROWS = decltype(rows)::value;
+      int j = 0;
+      for (; j + 2 <= num_vecs(); j += 2) add_dims<ROWS, 2>(tokens, second, next, to, row, j);
+      if (j < num_vecs()) add_dims<ROWS, 1>(tokens, second, next, to, row, j);
+    });
+  }
+
+  template <int ROWS, int VECS>
+  void add_dims(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, const Tokens<T>& next,
+                Softmax& to, int row, int j) {
+    const float* weights = reinterpret_cast<const float*>(scratch_.weights.data());
+    vec acc[ROWS][VECS];
+    for (int i = 0; i < ROWS; i++)
+      for (int v = 0; v < VECS; v++) acc[i][v] = to.output[(row + i) * num_vecs() + j + v];
+    for (int s = 0; s <= int(second); s++) {
+      const T* values = tokens[s].values;
+      for (int t = 0; t < tokens[s].count; t++, values += dim()) {
+        vec value[VECS];
+        for (int v = 0; v < VECS; v++) value[v] = load_dims(values, j + v);
+        if (row == 0) __builtin_prefetch(next.values + t * dim() + j * LANES);
+        for (int i = 0; i < ROWS; i++) {
+          const float weight = weights[((row + i) * STEP_VECTORS + s) * LANES + t];
+          for (int v = 0; v < VECS; v++) acc[i][v] += weight * value[v];
+        }
+      }
+    }
+    for (int i = 0; i < ROWS; i++)
+      for (int v = 0; v < VECS; v++) to.output[(row + i) * num_vecs() + j + v] = acc[i][v];
+  }
+
+  const Cache& cache_;
+  const Heads& heads_;
+  Scratch& scratch_;
+  const int kv_head_, group_, num_rows_;
+  const int first_token_, first_position_, end_, window_;
+  const int32_t* block_table_;
+};
+
+// ------------------------------------------------------------------ the team's share
+
+// Calls f with a type of the cache and a head size that are known at compile time.
+template <typename F>
+void with_types(const Cache& cache, const Heads& heads, F f) {
+  const auto with_dim = [&](auto element) {
+    switch (heads.head_dim) {
+      case 64: return f(element, std::integral_constant<int, 64>());
+      case 128: return f(element, std::integral_constant<int, 128>());
+      default: return f(element, std::integral_constant<int, 0>());
+    }
+  };
+  switch (cache.type) {
+    case CACHE_FLOAT32: return with_dim(float());
+    case CACHE_BFLOAT16: return with_dim(uint16_t());
+    case CACHE_INT8: return with_dim(int8_t());
+  }
+}
+
+// A tile, or one part of it.
+struct Piece {
+  int tile, part;
+};
+
+// How a step's attention is divided; the same for all layers of one kind.
+struct Division {
+  std::vector<Tile> tiles;
+  bool by_parts = false;
+  std::vector<Piece> pieces;        // by_parts only
+  std::vector<Softmax> softmaxes;   // one for each piece
+  std::vector<int> first_piece;     // of each tile, and the end
+
+  void divide(const Batch& batch, const Heads& heads, int num_threads) {
+    const int tile_queries = std::max(1, TILE_ROWS / (heads.num_heads / heads.num_kv_heads));
+    tiles.clear();
+    int longest = 0;
+    for (int s = 0; s < batch.num_seqs; s++) {
+      const int num_queries = batch.query_start_loc[s + 1] - batch.query_start_loc[s];
+      longest = std::max(longest, batch.context_lens[s]);
+      for (int h = 0; h < heads.num_kv_heads; h++)
+        for (int first = 0; first < num_queries; first += tile_queries)
+          tiles.push_back({s, h, first, std::min(tile_queries, num_queries - first)});
+    }
+    by_parts = longest > PART_VECTORS * LANES && int(tiles.size()) < 4 * num_threads && num_threads > 1;
+  }
+
+  template <typename Attention>
+  void divide_by_parts(const Batch& batch, const Cache& cache, const Heads& heads) {
+    pieces.clear();
+    first_piece.assign(1, 0);
+    Scratch unused;
+    for (int t = 0; t < int(tiles.size()); t++) {
+      const Attention attention(batch, cache, heads, tiles[t], unused);
+      for (int part = attention.first_part(); part < attention.end_part(); part++)
+        pieces.push_back({t, part});
+      first_piece.push_back(pieces.size());
+    }
+    if (softmaxes.size() < pieces.size()) softmaxes.resize(pieces.size());
+  }
+};
+
+// Attention of one layer whose keys and values are stored. `division` is the step's, shared.
+inline void attend(const Member& member, const Batch& batch, const Cache& cache,
+                   const Heads& heads, Division& division) {
+  static thread_local Scratch scratch;
+  with_types(cache, heads, [&](auto element, auto dim) {
+    typedef TileAttention<dim(), decltype(element)> Attention;
+    if (!division.by_parts) {
+      member.share(division.tiles.size(), [&](int i) {
+        Attention(batch, cache, heads, division.tiles[i], scratch).run();
+      });
+      return;
+    }
+    if (member.rank == 0) division.divide_by_parts<Attention>(batch, cache, heads);
+    member.team.meet();
+    member.share(division.pieces.size(), [&](int i) {
+      const Piece piece = division.pieces[i];
+      Attention attention(batch, cache, heads, division.tiles[piece.tile], scratch);
+      attention.load_queries();
+      attention.run_part(piece.part, division.softmaxes[i]);
+    });
+    member.share(division.tiles.size(), [&](int t) {
+      Attention attention(batch, cache, heads, division.tiles[t], scratch);
+      scratch.all.reset(attention.num_rows(), attention.num_vecs());
+      for (int i = division.first_piece[t]; i < division.first_piece[t + 1]; i++)
+        scratch.all.merge(division.softmaxes[i]);
+      attention.write_output(scratch.all);
+    });
+  });
+}
+
+inline void store_tokens(const Member& member, const Batch& batch, const Cache& cache,
+                         const Heads& heads) {
+  with_types(cache, heads, [&](auto element, auto) {
+    member.share(batch.num_tokens, [&](int token) {
+      for (int h = 0; h < heads.num_kv_heads; h++)
+        store_token<decltype(element)>(batch, cache, heads, token, h);
+    });
+  });
+}
+
+}  // namespace attention
+
+}  // namespace

@@ -1,0 +1,179 @@
+// A whole step of a decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) in one parallel
+// region: token ids in, logits of the rows that sample out. It computes what
+// engine/native/models/decoder.py does, which is its reference.
+
+#pragma once
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+#include "packing.h"
+
+namespace {
+
+extern "C" {
+
+struct DecoderLayer {
+  const float *input_norm, *post_attention_norm;  // [hidden_size]
+  const float *query_norm, *key_norm;             // [head_dim], or null
+  Linear qkv, output, gate_up, down;
+  Cache cache;
+  int32_t window;  // 0: none
+};
+
+// Room for one step of the most tokens; overwritten by every step.
+struct Workspace {
+  float* hidden;     // [tokens, hidden_size]: the residual stream
+  float* normed;     // [tokens, widest input of a product]
+  float* projected;  // [tokens, widest output of a layer's product]
+  rounded* words;
+  float* scales;
+  int32_t* starts;
+};
+
+struct Decoder {
+  const DecoderLayer* layers;
+  Linear embedding;  // its rows are looked up
+  Linear head;
+  const float* final_norm;
+  int32_t num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size;
+  float norm_eps;
+  int32_t attends;  // 0: queries pass for attention's output, to measure the rest
+  Workspace workspace;
+};
+
+struct DecoderStep {
+  Batch batch;
+  const int64_t *token_ids, *positions;  // [num_tokens]
+  const float* angles;                   // [longest, 2 * head_dim], see RotaryEmbedding
+  const int64_t* sampled_tokens;         // [num_sampled]: rows whose logits are wanted
+  int32_t num_sampled;
+  float* logits;  // [num_sampled, vocabulary]
+};
+
+}  // extern "C"
+
+inline Heads heads_of(const Decoder& d, const DecoderLayer& layer) {
+  const int64_t stride = int64_t(d.num_heads + 2 * d.num_kv_heads) * d.head_dim;
+  const float* query = d.workspace.projected;
+  const float* key = query + int64_t(d.num_heads) * d.head_dim;
+  return {query,  key,    key + int64_t(d.num_kv_heads) * d.head_dim,
+          stride, stride, stride,
+          d.workspace.normed, d.num_heads, d.num_kv_heads, d.head_dim, layer.window};
+}
+
+inline Input input_of(const Decoder& d) {
+  const Workspace& w = d.workspace;
+  return {w.normed, w.words, w.scales, w.starts};
+}
+
+inline void round_row(const Linear& l, const float* x, const Input& input, int row, int first,
+                      int end) {
+  for (int g = first; g < end; g++) round_group(l, x, input, row, g);
+}
+
+// Rounds activations x [num_rows, num_inputs] where the product wants them so. A few groups are
+// one item, so that a single row is shared too.
+inline void round_rows(const Member& member, const Linear& l, const float* x, const Input& input,
+                       int num_rows) {
+  if (!l.rounds_activations) return;
+  constexpr int ITEM_INPUTS = 1024;
+  const int groups = num_groups(l), item_groups = ITEM_INPUTS / l.group;
+  const int items = (groups + item_groups - 1) / item_groups;
+  member.share(num_rows * items, [&](int i) {
+    const int row = i / items, first = i % items * item_groups;
+    round_row(l, x + int64_t(row) * l.num_inputs, input, row, first,
+              std::min(first + item_groups, groups));
+  });
+}
+
+// Norms rows `rows(i)` of the residual stream into the input of a product.
+template <typename F>
+void norm_rows(const Member& member, const Decoder& d, const float* weight, const Linear& l,
+               int num_rows, F row_of) {
+  const Input input = input_of(d);
+  member.share(num_rows, [&](int row) {
+    float* normed = input.values + int64_t(row) * d.hidden_size;
+    rms_norm(d.workspace.hidden + row_of(row) * d.hidden_size, weight, d.hidden_size, d.norm_eps,
+             normed);
+    if (l.rounds_activations) round_row(l, normed, input, row, 0, num_groups(l));
+  });
+}
+
+// Norms and rotates the queries and the key of one token and KV head, and stores key and value.
+inline void place_head(const Decoder& d, const DecoderLayer& layer, const DecoderStep& step,
+                       const Heads& heads, int token, int kv_head) {
+  const int group = d.num_heads / d.num_kv_heads, dim = d.head_dim;
+  const float* angles = step.angles + step.positions[token] * 2 * dim;
+  float* row = d.workspace.projected + token * heads.query_stride;
+  const auto place = [&](float* head, const float* norm) {
+    if (norm) rms_norm(head, norm, dim, d.norm_eps, head);
+    rotate(head, angles, dim);
+  };
+  for (int h = kv_head * group; h < (kv_head + 1) * group; h++)
+    place(row + int64_t(h) * dim, layer.query_norm);
+  place(row + int64_t(d.num_heads + kv_head) * dim, layer.key_norm);
+}
+
+inline void attend_rows(const Member& member, const Decoder& d, const DecoderLayer& layer,
+                        const DecoderStep& step, attention::Division& division) {
+  const Heads heads = heads_of(d, layer);
+  const int num_tokens = step.batch.num_tokens;
+  attention::with_types(layer.cache, heads, [&](auto element, auto) {
+    member.share(num_tokens * d.num_kv_heads, [&](int i) {
+      const int token = i / d.num_kv_heads, kv_head = i % d.num_kv_heads;
+      place_head(d, layer, step, heads, token, kv_head);
+      if (d.attends)
+        attention::store_token<decltype(element)>(step.batch, layer.cache, heads, token, kv_head);
+    });
+  });
+  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, division);
+  const int64_t size = int64_t(d.num_heads) * d.head_dim;
+  member.share(num_tokens, [&](int token) {
+    std::memcpy(heads.output + token * size, heads.query + token * heads.query_stride,
+                size * sizeof(float));
+  });
+}
+
+inline void gate_rows(const Member& member, const Decoder& d, const Linear& down, int num_rows) {
+  constexpr int ITEM = 1024;  // a multiple of every group
+  const Input input = input_of(d);
+  const int size = d.intermediate_size, items = (size + ITEM - 1) / ITEM;
+  member.share(num_rows * items, [&](int i) {
+    const int row = i / items, first = i % items * ITEM, end = std::min(first + ITEM, size);
+    const float* gate = d.workspace.projected + int64_t(row) * 2 * size;
+    float* to = input.values + int64_t(row) * size;
+    silu_and_multiply(gate, gate + size, first, end, to);
+    if (down.rounds_activations)
+      round_row(down, to, input, row, first / down.group, (end + down.group - 1) / down.group);
+  });
+}
+
+inline void run_step(const Member& member, const Decoder& d, const DecoderStep& step,
+                     attention::Division& division) {
+  const Workspace& w = d.workspace;
+  const Input input = input_of(d);
+  const int rows = step.batch.num_tokens;
+  const auto itself = [](int row) { return int64_t(row); };
+  member.share(rows, [&](int row) {
+    packing::unpack_row(d.embedding, step.token_ids[row], w.hidden + int64_t(row) * d.hidden_size);
+  });
+  for (int i = 0; i < d.num_layers; i++) {
+    const DecoderLayer& layer = d.layers[i];
+    norm_rows(member, d, layer.input_norm, layer.qkv, rows, itself);
+    multiply(member, layer.qkv, input, rows, Output{w.projected, false});
+    attend_rows(member, d, layer, step, division);
+    round_rows(member, layer.output, w.normed, input, rows);
+    multiply(member, layer.output, input, rows, Output{w.hidden, true});
+    norm_rows(member, d, layer.post_attention_norm, layer.gate_up, rows, itself);
+    multiply(member, layer.gate_up, input, rows, Output{w.projected, false});
+    gate_rows(member, d, layer.down, rows);
+    multiply(member, layer.down, input, rows, Output{w.hidden, true});
+  }
+  if (step.num_sampled == 0) return;
+  norm_rows(member, d, d.final_norm, d.head, step.num_sampled,
+            [&](int row) { return step.sampled_tokens[row]; });
+  multiply(member, d.head, input, step.num_sampled, Output{step.logits, false});
+}
+
+}  // namespace

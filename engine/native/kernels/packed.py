@@ -1,0 +1,109 @@
+"""Matrices in the packed form of the compiled kernels (``linear.h``)."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.native.kernels.library import SOURCES, CpuLibrary, Format, Linear, Rows, pointer
+
+_ALIGNMENT = 64
+ACTIVATION_GROUP = 128
+"""Inputs whose activations share a scale where weights ask for no finer one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a matrix is held and multiplied."""
+
+    format: Format
+    group: int = ACTIVATION_GROUP
+    """Inputs whose rounded activations share a scale."""
+    scale_by_group: bool = False
+    """Whether integer weights have a scale for each group too, or one for the whole output."""
+    rounds_activations: bool = False
+    """Integer products of activations rounded to 8 bits; otherwise products in float32."""
+
+
+class PackedMatrix:
+    """``num_outputs`` x ``num_inputs`` weights; zeros until rows are packed into it."""
+
+    def __init__(
+        self, library: CpuLibrary, num_outputs: int, num_inputs: int, layout: Layout
+    ) -> None:
+        self._library = library
+        self.layout = layout
+        self.struct = Linear(
+            num_outputs=num_outputs,
+            num_inputs=num_inputs,
+            format=layout.format,
+            group=layout.group,
+            scale_by_group=layout.scale_by_group,
+            rounds_activations=layout.rounds_activations,
+        )
+        self.weights = _zeros(library.packed_weight_bytes(self.struct), np.uint8)
+        self.scales = _zeros(max(1, library.packed_num_scales(self.struct)), np.int16)
+        self.struct.weights = self.weights.data_ptr()
+        self.struct.scales = self.scales.data_ptr()
+
+    @property
+    def num_outputs(self) -> int:
+        return int(self.struct.num_outputs)
+
+    @property
+    def num_inputs(self) -> int:
+        return int(self.struct.num_inputs)
+
+    def pack(self, rows: Tensor, first_output: int = 0) -> None:
+        """Takes in ``rows`` [n, num_inputs] as the weights of outputs from ``first_output`` on."""
+        rows = rows.contiguous()
+        assert rows.shape[1] == self.num_inputs
+        assert first_output + len(rows) <= self.num_outputs
+        source = Rows(rows.data_ptr(), SOURCES[rows.dtype], first_output, len(rows))
+        self._library.pack_rows(self.struct, source, torch.get_num_threads())
+
+    def fill(self) -> None:
+        """Sets every weight to a number of no meaning that is as fast to multiply as any."""
+        # As the byte of a float this makes 0.01 to 1, and of a scale (a bfloat16) 0.01.
+        self.weights.fill_(0x3C)
+        self.scales.fill_(0x3C3C)
+
+    def unpack(self, outputs: Tensor) -> Tensor:
+        """The weights of ``outputs`` (int64 [n]) as they are held: float32 [n, num_inputs]."""
+        rows = torch.empty(len(outputs), self.num_inputs)
+        self._library.unpack_rows(
+            self.struct, pointer(outputs, torch.int64), len(outputs), rows.data_ptr()
+        )
+        return rows
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ weights.T + bias``: float32 [n, num_inputs] → [n, num_outputs]."""
+        x = x.contiguous()
+        y = torch.empty(len(x), self.num_outputs)
+        self._library.linear_forward(
+            self.with_bias(bias),
+            pointer(x, torch.float32),
+            len(x),
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return y
+
+    def with_bias(self, bias: Tensor | None) -> Linear:
+        """The kernel's view of the matrix; valid as long as matrix and bias live."""
+        struct = Linear()
+        ctypes.pointer(struct)[0] = self.struct
+        struct.bias = None if bias is None else pointer(bias, torch.float32)
+        return struct
+
+
+def _zeros(size: int, dtype: type[np.generic]) -> Tensor:
+    """Aligned zeros, whose pages the system maps when they are first written."""
+    itemsize = np.dtype(dtype).itemsize
+    storage = np.zeros(size + _ALIGNMENT // itemsize, dtype=dtype)
+    skip = -storage.ctypes.data % _ALIGNMENT // itemsize
+    return torch.from_numpy(storage[skip : skip + size])

@@ -1,0 +1,192 @@
+"""Which implementation computes each of a model's products: the user's choice, or measured.
+
+Two implementations differ in the last bits, and a row's result must not depend on the rows beside
+it. So a layer has one implementation for every number of rows; within it, the compiled kernels
+switch tiles by the number of rows, which changes no bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.native.kernels.build import KernelBuildError
+from engine.native.kernels.library import Format
+from engine.native.kernels.packed import Layout
+from engine.native.linear.compiled import CompiledLinear
+from engine.native.linear.kernel import LinearKernel
+from engine.native.linear.measure import Timings, is_batch_invariant, measure
+from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
+from profiles.model_spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+INT8_ACTIVATIONS = "int8-activations"
+FP32_ACTIVATIONS = "fp32-activations"
+KERNELS = (
+    INT8_ACTIVATIONS,
+    FP32_ACTIVATIONS,
+    DenseLinear.name,
+    FbgemmFp16Linear.name,
+    OneDnnBf16Linear.name,
+)
+"""Names that ``EngineConfig.linear_kernel`` takes beside ``auto``."""
+
+_INT8 = Layout(Format.INT8)
+_SCHEMES = {
+    "int8": _INT8,
+    "int8_g128": replace(_INT8, scale_by_group=True),
+    "int4": Layout(Format.INT4, group=32, scale_by_group=True),
+    "int4_g128": Layout(Format.INT4, scale_by_group=True),
+}
+_FORMATS = {
+    torch.float32: Format.FLOAT32,
+    torch.bfloat16: Format.BFLOAT16,
+    torch.float16: Format.FLOAT16,
+}
+_LEAST_GAIN = 1.25
+"""How much faster than a compiled one an implementation of torch's must be: a step of compiled
+kernels alone runs as one call, which saves what hundreds of calls cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearKernels:
+    """The implementation of each kind of product in a model."""
+
+    qkv: LinearKernel
+    output: LinearKernel
+    gate_up: LinearKernel
+    down: LinearKernel
+    head: LinearKernel
+
+    @classmethod
+    def all(cls, kernel: LinearKernel) -> LinearKernels:
+        return cls(kernel, kernel, kernel, kernel, kernel)
+
+    @property
+    def names(self) -> str:
+        """For people."""
+        return ", ".join(dict.fromkeys(kernel.name for kernel in self._each))
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether a whole step can run as one call of the compiled kernels."""
+        return all(isinstance(kernel, CompiledLinear) for kernel in self._each)
+
+    @property
+    def _each(self) -> tuple[LinearKernel, ...]:
+        return (self.qkv, self.output, self.gate_up, self.down, self.head)
+
+
+def choose_linear_kernels(
+    spec: ModelSpec, scheme: str, stored: torch.dtype, dtype: torch.dtype, asked: str
+) -> LinearKernels:
+    """The implementations for a model whose weights, ``stored`` in a type, are held in ``scheme``.
+
+    Raises:
+        ValueError: ``scheme`` or ``asked`` is unknown, or they do not go together.
+        KernelBuildError: only compiled kernels would do, and they cannot be compiled here.
+    """
+    if asked not in ("auto", *KERNELS):
+        raise ValueError(f"linear_kernel {asked!r} is unknown (known: auto, {', '.join(KERNELS)})")
+    if scheme != "none" and scheme not in _SCHEMES:
+        raise ValueError(f"quantization {scheme!r} is unknown (known: none, {', '.join(_SCHEMES)})")
+    if dtype is not torch.float32:
+        if scheme != "none" or asked not in ("auto", DenseLinear.name):
+            raise ValueError("quantization and linear kernels need dtype float32")
+        return LinearKernels.all(DenseLinear(dtype))
+    layers = _candidates(scheme, stored, asked)
+    # Most of the quality that 4 bits lose would be lost in the head.
+    heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
+    return _fastest(spec, layers, heads)
+
+
+def _candidates(scheme: str, stored: torch.dtype, asked: str) -> list[LinearKernel]:
+    """Implementations that hold the scheme, those that may be asked for by name aside."""
+    compiled = _compiled_layouts(scheme, stored)
+    others: dict[str, Callable[[], LinearKernel]] = {}
+    if scheme == "none":
+        others = {
+            FbgemmFp16Linear.name: FbgemmFp16Linear,
+            OneDnnBf16Linear.name: OneDnnBf16Linear,
+            DenseLinear.name: lambda: DenseLinear(torch.float32),
+        }
+    if asked in compiled:
+        return [CompiledLinear(asked, compiled[asked])]
+    if asked in others:
+        return [others[asked]()]
+    if asked != "auto":
+        able = ", ".join([*compiled, *others])
+        raise ValueError(
+            f"linear_kernel {asked!r} cannot hold {scheme} weights (these can: {able})"
+        )
+    try:
+        chosen: list[LinearKernel] = [CompiledLinear(*entry) for entry in compiled.items()]
+    except KernelBuildError as error:
+        if not others:
+            raise
+        logger.warning("products run on torch's kernels, which are slower: %s", error)
+        return [others[DenseLinear.name]()]
+    if others and torch.backends.quantized.engine == "fbgemm":
+        chosen.append(others[FbgemmFp16Linear.name]())
+    return chosen
+
+
+def _compiled_layouts(scheme: str, stored: torch.dtype) -> dict[str, Layout]:
+    if scheme == "none":
+        return {FP32_ACTIVATIONS: Layout(_FORMATS[stored])}
+    layout = _SCHEMES[scheme]
+    return {
+        INT8_ACTIVATIONS: replace(layout, rounds_activations=True),
+        FP32_ACTIVATIONS: layout,
+    }
+
+
+def _fastest(
+    spec: ModelSpec, layers: list[LinearKernel], heads: list[LinearKernel]
+) -> LinearKernels:
+    heads_size = spec.num_attention_heads * spec.head_dim
+    kv_size = spec.num_kv_heads * spec.head_dim
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+
+    def pick(name: str, candidates: list[LinearKernel], outputs: int, inputs: int) -> LinearKernel:
+        if len(candidates) == 1:
+            return candidates[0]
+        return _pick(name, candidates, outputs, inputs)
+
+    return LinearKernels(
+        qkv=pick("qkv", layers, heads_size + 2 * kv_size, hidden),
+        output=pick("output", layers, hidden, heads_size),
+        gate_up=pick("gate_up", layers, 2 * inner, hidden),
+        down=pick("down", layers, hidden, inner),
+        head=pick("head", heads, spec.vocab_size, hidden),
+    )
+
+
+def _pick(
+    name: str, candidates: list[LinearKernel], num_outputs: int, num_inputs: int
+) -> LinearKernel:
+    """The fastest of those whose rows keep their bits in any batch."""
+    timings = {
+        kernel: measure(kernel, num_outputs, num_inputs)
+        for kernel in candidates
+        if isinstance(kernel, CompiledLinear) or is_batch_invariant(kernel, num_outputs, num_inputs)
+    }
+    chosen = min(timings, key=lambda kernel: _handicapped(kernel, timings[kernel]))
+    logger.info(
+        "%s (%d x %d) by %s: %s",
+        name,
+        num_outputs,
+        num_inputs,
+        chosen.name,
+        "; ".join(f"{kernel.name} {timing}" for kernel, timing in timings.items()),
+    )
+    return chosen
+
+
+def _handicapped(kernel: LinearKernel, timings: Timings) -> float:
+    compiled = isinstance(kernel, CompiledLinear)
+    return timings.mean_seconds * (1.0 if compiled else _LEAST_GAIN)
