@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.native.sampling.backend import GREEDY, NOT_FINITE, Draw, SamplingBackend
+from engine.native.sampling.select import select_sampling_backend
 from scheduler.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-_MIN_TEMPERATURE = 1e-5
-"""Lower ones are raised to it: already greedy, and logits / temperature stays finite."""
-_DRAW_BLOCK = 512
-"""Weights whose sum is looked at first when one of many is drawn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +45,9 @@ class SamplingRow:
         )
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+def sample(
+    logits: Tensor, rows: Sequence[SamplingRow], backend: SamplingBackend | None = None
+) -> list[int]:
     """One token for each row of ``logits``, float32 [len(rows), vocab_size], which it overwrites.
 
     The order is: repetition, frequency and presence penalty, then ``logit_bias``, then the mask
@@ -61,20 +60,20 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     A row that holds NaN or infinity does not fail the batch: a warning names its sequence, NaN
     counts as impossible, and a row without a single finite logit ends its sequence with a stop
     token (or gets token 0 if it has none).
+
+    Without a ``backend``, the best that this machine has is chosen once.
     """
-    table: NDArray[np.float32] = logits.numpy()
-    for row_logits, row in zip(table, rows, strict=True):
-        if row.adjusts_logits:
-            _adjust(row_logits, row)
-    # The first of equals; where a row holds NaN, the first of those.
-    tokens: list[int] = table.argmax(axis=1).tolist()
-    best = table[np.arange(len(rows)), tokens]
-    for i in np.flatnonzero(~np.isfinite(best)).tolist():
-        tokens[i] = _repair(table[i], rows[i])
-        best[i] = table[i, tokens[i]]
+    if backend is None:
+        backend = select_sampling_backend()
     for i, row in enumerate(rows):
-        if not row.params.is_greedy:
-            tokens[i] = _sample_random(table[i], best[i], row)
+        if row.adjusts_logits:
+            _adjust(logits[i].numpy(), row)
+    draws = [_draw_of(row) for row in rows]
+    tokens = backend.pick(logits, draws)
+    if NOT_FINITE in tokens:
+        for i in [i for i, token in enumerate(tokens) if token == NOT_FINITE]:
+            _repair(logits[i].numpy(), rows[i])
+            (tokens[i],) = backend.pick(logits[i : i + 1], [draws[i]])
     return tokens
 
 
@@ -86,6 +85,14 @@ def uniform(seed: int, index: int, position: int) -> float:
     key = struct.pack("<qqq", seed, index, position)
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _draw_of(row: SamplingRow) -> Draw:
+    params = row.params
+    if params.temperature == 0.0:
+        return GREEDY
+    fraction = uniform(params.seed, row.index, row.num_output_tokens)
+    return Draw(params.temperature, params.top_k, params.top_p, params.min_p, fraction)
 
 
 def _adjust(logits: NDArray[np.float32], row: SamplingRow) -> None:
@@ -105,66 +112,11 @@ def _adjust(logits: NDArray[np.float32], row: SamplingRow) -> None:
         logits[[token for token in params.stop_token_ids if token < len(logits)]] = -np.inf
 
 
-def _repair(logits: NDArray[np.float32], row: SamplingRow) -> int:
-    """Makes a row finite at its largest logit, and returns the token of that."""
+def _repair(logits: NDArray[np.float32], row: SamplingRow) -> None:
+    """Makes a row finite at its largest logit, in place."""
     logger.warning("logits of sequence %d are not finite", row.sequence_id)
     largest = float(np.finfo(np.float32).max) / 2
     np.nan_to_num(logits, copy=False, nan=-np.inf, posinf=largest, neginf=-np.inf)
     if not np.isfinite(logits).any():
         stop = [token for token in row.params.stop_token_ids if token < len(logits)]
         logits[stop[0] if stop else 0] = 0.0
-    return int(logits.argmax())
-
-
-def _sample_random(logits: NDArray[np.float32], best: np.float32, row: SamplingRow) -> int:
-    """Turns one row [vocab_size] into weights, in place, and draws from them."""
-    params = row.params
-    logits -= best  # the likeliest gets weight 1, so that no temperature overflows
-    logits *= 1.0 / max(params.temperature, _MIN_TEMPERATURE)
-    weights = np.exp(logits, out=logits)
-    lowest = _lowest_kept(weights, params)
-    if lowest > 0:
-        weights[weights < lowest] = 0
-    return _draw(weights, uniform(params.seed, row.index, row.num_output_tokens))
-
-
-def _lowest_kept(weights: NDArray[np.float32], params: SamplingParams) -> float:
-    """The lowest weight that top-k, top-p and min-p keep; ``weights`` have 1 as their largest."""
-    lowest = params.min_p
-    by_top_k = 0.0
-    if 0 < params.top_k < len(weights):
-        border = len(weights) - params.top_k
-        by_top_k = float(np.partition(weights, border)[border])
-        lowest = max(lowest, by_top_k)
-    if params.top_p < 1:
-        left = weights[weights >= by_top_k]
-        total = float(left.sum(dtype=np.float64))
-        # Tokens below an equal share of the rest cannot add up to the rest: the nucleus is
-        # among the others, which are usually few to sort.
-        left = left[left >= (1 - params.top_p) * total / len(left)]
-        descending = np.sort(left)[::-1]
-        covered = np.cumsum(descending, dtype=np.float64)
-        last = int(np.searchsorted(covered, params.top_p * total))  # still in: it reaches the mass
-        lowest = max(lowest, float(descending[min(last, len(descending) - 1)]))
-    return lowest
-
-
-def _draw(weights: NDArray[np.float32], fraction: float) -> int:
-    """The index at which the running sum of ``weights`` passes ``fraction`` of the total.
-
-    Two levels, because a running sum over the whole vocabulary is the slowest step of all: first
-    the block, then the token within it.
-    """
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _DRAW_BLOCK), dtype=np.float64)
-    block, rest = _pass(sums, fraction * float(sums.sum()))
-    first = block * _DRAW_BLOCK
-    return first + _pass(weights[first : first + _DRAW_BLOCK], rest)[0]
-
-
-def _pass(weights: NDArray[np.floating], target: float) -> tuple[int, float]:
-    """Where the running sum exceeds ``target``, and how much of it is left on arrival there."""
-    sums = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(sums, target, side="right"))
-    if index == len(sums):  # rounding brought the target up to the total
-        index = int(np.flatnonzero(weights)[-1])
-    return index, target - float(sums[index - 1]) if index else target

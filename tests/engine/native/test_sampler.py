@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.native import sampler
 from engine.native.sampler import SamplingRow, sample, uniform
+from engine.native.sampling.native_backend import NativeSampling
+from engine.native.sampling.numpy_backend import NumpySampling
 from scheduler.sampling_params import SamplingParams
 
 VOCAB = 12
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -5.0])
+
+
+@pytest.fixture(autouse=True, scope="module", params=[NativeSampling, NumpySampling])
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test holds for both."""
+    chosen = request.param()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "select_sampling_backend", lambda: chosen)
+        yield
 
 
 def row(
