@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,20 +21,51 @@ from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerStats
 from tests.checkpoints import make_checkpoint
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 NUM_TOKENS = 64
 MAX_MODEL_LEN = 192
 
 Outputs = dict[str, list[int]]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A family of models, and how the engine holds it."""
+
+    family: str
+    quantization: str = "none"
+    kv_cache_dtype: str = "auto"
+    linear_kernel: str = "fp32-activations"
+
+    def __str__(self) -> str:
+        return "-".join(astuple(self))
+
+
+PLAIN = [Variant(family) for family in ("llama", "qwen2", "qwen3", "mistral")]
+SMALL = [
+    Variant("llama", "none", "bfloat16"),
+    Variant("qwen3", "int8", "bfloat16", "int8-activations"),
+    Variant("qwen2", "int8_g128", "int8", "int8-activations"),
+    Variant("mistral", "int8", "float32", "fp32-activations"),
+    Variant("llama", "int4", "int8", "int8-activations"),
+    Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
+]
+
+
+class Model(NamedTuple):
+    directory: Path
+    variant: Variant
+
+
 class InProcessEngine:
     """The real loop, scheduler and runner, without the process around them."""
 
-    def __init__(self, model_dir: Path, attention: str = "auto", **limits: object) -> None:
+    def __init__(self, model: Model, attention: str = "auto", **limits: object) -> None:
         limits = {"num_blocks": 512, "max_num_seqs": 16, "max_model_len": MAX_MODEL_LEN} | limits
         config = EngineConfig(
-            model_dir=model_dir,
+            model_dir=model.directory,
+            quantization=model.variant.quantization,
+            kv_cache_dtype=model.variant.kv_cache_dtype,
+            linear_kernel=model.variant.linear_kernel,
             scheduler=SchedulerConfig(**limits),  # type: ignore[arg-type]
             attention_backend=attention,
             num_threads=1,  # tiny models gain nothing from more
@@ -87,17 +120,17 @@ def make_requests(count: int, prefix: str = "r", **sampling: object) -> list[Req
     ]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp(request.param)
-    make_checkpoint(request.param, directory)
-    return directory
+@pytest.fixture(scope="module", params=PLAIN + SMALL, ids=str)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    directory = tmp_path_factory.mktemp(request.param.family)
+    make_checkpoint(request.param.family, directory)
+    return Model(directory, request.param)
 
 
 @pytest.fixture(scope="module")
-def alone(model_dir: Path) -> Outputs:
+def alone(model: Model) -> Outputs:
     """Every request by itself: what all other ways must reproduce."""
-    engine = InProcessEngine(model_dir, max_num_seqs=1, enable_prefix_caching=False)
+    engine = InProcessEngine(model, max_num_seqs=1, enable_prefix_caching=False)
     outputs: Outputs = {}
     for request in make_requests(16):
         outputs |= engine.run([request])
@@ -105,63 +138,65 @@ def alone(model_dir: Path) -> Outputs:
     return outputs
 
 
-def test_alone_is_what_transformers_says(model_dir: Path, alone: Outputs) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None  # never stop early
+@pytest.mark.parametrize("model", PLAIN, indirect=True, ids=str)
+def test_alone_is_what_transformers_says(model: Model, alone: Outputs) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(model.directory, dtype=torch.float32).eval()
+    theirs.generation_config.eos_token_id = None  # never stop early
     for i, prompt in enumerate(prompts(4)):
-        reference = model.generate(
+        reference = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False
         )
         assert alone[f"r{i}#0"] == reference[0, len(prompt) :].tolist()
 
 
-def test_in_a_mixed_batch_of_16(model_dir: Path, alone: Outputs) -> None:
-    engine = InProcessEngine(model_dir)
+def test_in_a_mixed_batch_of_16(model: Model, alone: Outputs) -> None:
+    engine = InProcessEngine(model)
     assert engine.run(make_requests(16), arrive_every=3) == alone
 
 
-def test_all_at_once(model_dir: Path, alone: Outputs) -> None:
-    assert InProcessEngine(model_dir).run(make_requests(16)) == alone
+def test_all_at_once(model: Model, alone: Outputs) -> None:
+    assert InProcessEngine(model).run(make_requests(16)) == alone
 
 
-def test_with_the_reference_attention(model_dir: Path, alone: Outputs) -> None:
-    assert InProcessEngine(model_dir, attention="torch").run(make_requests(16)) == alone
+@pytest.mark.parametrize("model", PLAIN, indirect=True, ids=str)
+def test_with_the_reference_attention(model: Model, alone: Outputs) -> None:
+    assert InProcessEngine(model, attention="torch").run(make_requests(16)) == alone
 
 
-def test_with_prefill_in_chunks_of_7(model_dir: Path, alone: Outputs) -> None:
-    engine = InProcessEngine(model_dir, max_prefill_chunk=7)
+def test_with_prefill_in_chunks_of_7(model: Model, alone: Outputs) -> None:
+    engine = InProcessEngine(model, max_prefill_chunk=7)
     assert engine.run(make_requests(16), arrive_every=2) == alone
 
 
-def test_after_a_prefix_cache_hit(model_dir: Path, alone: Outputs) -> None:
-    engine = InProcessEngine(model_dir)
+def test_after_a_prefix_cache_hit(model: Model, alone: Outputs) -> None:
+    engine = InProcessEngine(model)
     assert engine.run(make_requests(16)) == alone
     assert engine.stats().num_prefix_hits == 0
     assert engine.run(make_requests(16)) == alone
     assert engine.stats().num_prefix_hits > 300
 
 
-def test_after_preemption_and_recompute(model_dir: Path, alone: Outputs) -> None:
-    engine = InProcessEngine(model_dir, num_blocks=24, enable_prefix_caching=False)
+def test_after_preemption_and_recompute(model: Model, alone: Outputs) -> None:
+    engine = InProcessEngine(model, num_blocks=24, enable_prefix_caching=False)
     assert engine.run(make_requests(16)) == alone
     assert engine.stats().num_preemptions > 0
 
 
-def test_sampled_tokens_survive_the_batch_and_preemption(model_dir: Path) -> None:
+def test_sampled_tokens_survive_the_batch_and_preemption(model: Model) -> None:
     sampling = {"temperature": 0.9, "top_p": 0.95, "frequency_penalty": 0.3}
-    quiet = InProcessEngine(model_dir, max_num_seqs=1)
+    quiet = InProcessEngine(model, max_num_seqs=1)
     expected: Outputs = {}
     for request in make_requests(8, **sampling):
         expected |= quiet.run([request])
-    crowded = InProcessEngine(model_dir, num_blocks=16)
+    crowded = InProcessEngine(model, num_blocks=16)
     assert crowded.run(make_requests(8, **sampling), arrive_every=2) == expected
     assert crowded.stats().num_preemptions > 0
 
 
-def test_continuations_are_what_they_are_alone(model_dir: Path) -> None:
+def test_continuations_are_what_they_are_alone(model: Model) -> None:
     sampling = SamplingParams(max_tokens=20, seed=3, temperature=1.0)
     many = Request("many", prompts(1)[0], sampling, n=4)
-    quiet = InProcessEngine(model_dir, max_num_seqs=1).run([many])
-    crowded = InProcessEngine(model_dir).run([many, *make_requests(6)])
+    quiet = InProcessEngine(model, max_num_seqs=1).run([many])
+    crowded = InProcessEngine(model).run([many, *make_requests(6)])
     assert len({tuple(tokens) for tokens in quiet.values()}) == 4
     assert quiet.items() <= crowded.items()

@@ -55,7 +55,7 @@ def load_kernel(source: Path, architecture: str = "native") -> ctypes.CDLL:
     """
     compiler = _compiler()
     options = [*_FLAGS, f"-march={architecture}", *_openmp_runtime()]
-    library = _cache_directory() / f"{source.stem}-{_key(source, compiler, options)}.so"
+    library = cache_directory() / f"{source.stem}-{_key(source, compiler, options)}.so"
     if library.exists():
         # A truncated library does not fail to load, it kills the process: look before loading.
         if _is_whole(library):
@@ -115,7 +115,8 @@ def _openmp_runtime() -> list[str]:
     return []
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where compiled kernels are kept, and what was measured of them."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "ridgeline" / "kernels"
 

@@ -180,6 +180,8 @@ class CpuLibrary:
 
     def __init__(self, architecture: str = "native") -> None:
         library = build.load_kernel(_SOURCE, architecture)
+        self.identity = Path(library._name).stem
+        """Changes with the source, the compiler and the processor."""
 
         def function(name: str, result: type | None, *arguments: type) -> ctypes._CFuncPtr:
             found = getattr(library, name)

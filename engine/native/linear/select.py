@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.native.kernels.build import KernelBuildError
-from engine.native.kernels.library import Format
+from engine.native.kernels.library import Format, load_library
 from engine.native.kernels.packed import Layout
+from engine.native.linear import memory
 from engine.native.linear.compiled import CompiledLinear
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
@@ -170,21 +171,40 @@ def _pick(
     name: str, candidates: list[LinearKernel], num_outputs: int, num_inputs: int
 ) -> LinearKernel:
     """The fastest of those whose rows keep their bits in any batch."""
-    timings = {
-        kernel: measure(kernel, num_outputs, num_inputs)
-        for kernel in candidates
-        if isinstance(kernel, CompiledLinear) or is_batch_invariant(kernel, num_outputs, num_inputs)
-    }
-    chosen = min(timings, key=lambda kernel: _handicapped(kernel, timings[kernel]))
+    key = _key(candidates, num_outputs, num_inputs)
+    timings = memory.load(key)
+    if timings is None:
+        timings = {
+            kernel.name: measure(kernel, num_outputs, num_inputs)
+            for kernel in candidates
+            if isinstance(kernel, CompiledLinear)
+            or is_batch_invariant(kernel, num_outputs, num_inputs)
+        }
+        memory.save(key, timings)
+    measured = [kernel for kernel in candidates if kernel.name in timings]
+    chosen = min(measured, key=lambda kernel: _handicapped(kernel, timings[kernel.name]))
     logger.info(
         "%s (%d x %d) by %s: %s",
         name,
         num_outputs,
         num_inputs,
         chosen.name,
-        "; ".join(f"{kernel.name} {timing}" for kernel, timing in timings.items()),
+        "; ".join(f"{kernel} {timing}" for kernel, timing in timings.items()),
     )
     return chosen
+
+
+def _key(candidates: list[LinearKernel], num_outputs: int, num_inputs: int) -> str:
+    """All that the timings depend on: the machine, its threads, the work."""
+    names = ",".join(
+        f"{kernel.name}:{kernel.layout.format.name}/{kernel.layout.group}"
+        f"/{kernel.layout.scale_by_group}"
+        if isinstance(kernel, CompiledLinear)
+        else kernel.name
+        for kernel in candidates
+    )
+    threads = torch.get_num_threads()
+    return f"{load_library().identity} {threads} {num_outputs}x{num_inputs} {names}"
 
 
 def _handicapped(kernel: LinearKernel, timings: Timings) -> float:
