@@ -19,7 +19,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_FLAGS = (
+FLAGS = (
     "-std=c++20",
     "-O3",
     # What -ffast-math would allow without reordering sums: results keep their bits. (It would
@@ -54,7 +54,7 @@ def load_kernel(source: Path, architecture: str = "native") -> ctypes.CDLL:
         KernelBuildError: there is no compiler, or it failed.
     """
     compiler = _compiler()
-    options = [*_FLAGS, f"-march={architecture}", *_openmp_runtime()]
+    options = [*FLAGS, f"-march={architecture}", *_openmp_runtime()]
     library = cache_directory() / f"{source.stem}-{_key(source, compiler, options)}.so"
     if library.exists():
         # A truncated library does not fail to load, it kills the process: look before loading.

@@ -104,10 +104,29 @@ inline float from_bfloat16(uint16_t bits) {
   std::memcpy(&value, &wide, 4);
   return value;
 }
-inline float from_float16(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, 2);
-  return float(half);
+// Half precision by hand, since compilers and processors differ in what they have of it: shifted
+// into place, the exponent of a half is that of the float times 2^-112.
+struct float16 {
+  uint16_t bits;
+};
+inline float from_float16(float16 half) {
+  const uint32_t magnitude = uint32_t(half.bits & 0x7fff) << 13;
+  float value;
+  std::memcpy(&value, &magnitude, 4);
+  value *= 0x1p112f;
+  if (magnitude >= 0x0f800000) {  // infinite or no number
+    const uint32_t bits = magnitude | 0x7f800000;
+    std::memcpy(&value, &bits, 4);
+  }
+  return half.bits & 0x8000 ? -value : value;
+}
+inline float16 to_float16(float value) {  // to nearest, ties to even
+  const float scaled = std::fabs(value) * 0x1p-112f;
+  uint32_t bits;
+  std::memcpy(&bits, &scaled, 4);
+  uint32_t half = value != value ? 0x7e00 : (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
+  half = std::min(half, value != value ? 0x7e00u : 0x7c00u);
+  return {uint16_t(half | (std::signbit(value) ? 0x8000 : 0))};
 }
 
 // ------------------------------------------------------------------ rounded activations
@@ -179,7 +198,7 @@ struct Stored<BFLOAT16> {
 };
 template <>
 struct Stored<FLOAT16> {
-  typedef _Float16 type;
+  typedef float16 type;
 };
 
 inline vec load_bfloat16(const uint16_t* p) {
@@ -188,14 +207,14 @@ inline vec load_bfloat16(const uint16_t* p) {
 }
 inline vec load_as_float(const float* p) { return load(p); }
 inline vec load_as_float(const uint16_t* p) { return load_bfloat16(p); }
-inline vec load_as_float(const _Float16* p) {
+inline vec load_as_float(const float16* p) {
 #if defined(__AVX512BW__)
   return (vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__) && defined(__AVX__)
   return (vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   vec v;
-  for (int i = 0; i < LANES; i++) v[i] = float(p[i]);
+  for (int i = 0; i < LANES; i++) v[i] = from_float16(p[i]);
   return v;
 #endif
 }

@@ -32,7 +32,7 @@ inline void read_row(const Rows& rows, int64_t row, int count, float* to) {
   }
   const uint16_t* from = static_cast<const uint16_t*>(rows.values) + at;
   for (int k = 0; k < count; k++)
-    to[k] = rows.type == FROM_BFLOAT16 ? from_bfloat16(from[k]) : from_float16(from[k]);
+    to[k] = rows.type == FROM_BFLOAT16 ? from_bfloat16(from[k]) : from_float16({from[k]});
 }
 
 inline uint16_t to_bfloat16(float value) {  // to nearest, ties to even
@@ -46,13 +46,6 @@ inline uint16_t to_bfloat16_above(float value) {  // for value >= 0: the least t
   std::memcpy(&bits, &value, 4);
   return (bits + 0xffff) >> 16;
 }
-inline uint16_t to_float16(float value) {
-  const _Float16 half = _Float16(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, 2);
-  return bits;
-}
-
 // Where the weight of (output, input) stands: its byte, from the panel's beginning.
 inline int64_t byte_at(const Linear& l, int lane, int input) {
   const int word = input / WORD_INPUTS, k = input % WORD_INPUTS;
@@ -133,7 +126,7 @@ inline void pack_row(const Linear& l, int output, const float* w) {
       if (l.format == FLOAT32) reinterpret_cast<float*>(panel)[at] = w[k];
       else
         reinterpret_cast<uint16_t*>(panel)[at] =
-            l.format == BFLOAT16 ? to_bfloat16(w[k]) : to_float16(w[k]);
+            l.format == BFLOAT16 ? to_bfloat16(w[k]) : to_float16(w[k]).bits;
     }
     return;
   }
@@ -159,7 +152,7 @@ inline void unpack_row(const Linear& l, int output, float* w) {
     else if (l.format == BFLOAT16)
       w[k] = from_bfloat16(reinterpret_cast<const uint16_t*>(panel)[at]);
     else if (l.format == FLOAT16)
-      w[k] = from_float16(reinterpret_cast<const uint16_t*>(panel)[at]);
+      w[k] = from_float16(reinterpret_cast<const float16*>(panel)[at]);
     else
       w[k] = get(l, panel, lane, k) *
              from_bfloat16(scales[(l.scale_by_group ? k / l.group * PANEL : 0) + lane]);
