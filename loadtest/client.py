@@ -78,7 +78,9 @@ def _session(base_url: str, num_connections: int, timeout_s: float) -> aiohttp.C
     return aiohttp.ClientSession(
         base_url,
         timeout=aiohttp.ClientTimeout(total=timeout_s),
-        connector=aiohttp.TCPConnector(limit=num_connections),
+        # A connection of its own for every request: some servers close theirs after a stream,
+        # and what is then sent on it is lost.
+        connector=aiohttp.TCPConnector(limit=num_connections, force_close=True),
     )
 
 

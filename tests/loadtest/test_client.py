@@ -27,6 +27,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.ports: set[int] = set()
         self.num_open = self.most_open = 0
         self.num_missing = 0
         self.counts_in_chunks = True
@@ -35,6 +36,8 @@ class Scripted:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        assert request.transport is not None
+        self.ports.add(request.transport.get_extra_info("peername")[1])
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         if body["max_tokens"] == 13:
@@ -108,6 +111,13 @@ async def test_failures_are_recorded(url: str, scripted: Scripted) -> None:
     scripted.num_missing = 1
     run = await run_closed_loop(url, [Ask([70], 3)], 1)
     assert run.records[0].error == "2 tokens came, not 3"
+
+
+async def test_no_request_depends_on_a_connection_that_the_server_may_be_closing(
+    url: str, scripted: Scripted
+) -> None:
+    await run_closed_loop(url, Workload(5, 1, 9).asks(), 2)
+    assert len(scripted.ports) == 9
 
 
 @pytest.mark.parametrize("counts_in_chunks", [True, False])
