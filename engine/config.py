@@ -27,6 +27,8 @@ class EngineConfig:
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
     num_threads: int = 0
     """Compute threads; 0 takes one for each core this process may use."""
+    cpus: tuple[int, ...] = ()
+    """The hardware thread that each compute thread is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
     linear_kernel: str = "auto"

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import zmq
 
+from engine.environment import bind_compute_threads
 from engine.loop import EngineLoop
 from engine.messages import (
     AnyLaunch,
@@ -125,6 +126,7 @@ def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
 
 def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
     """Loads the model and tries one step."""
+    bind_compute_threads(launch.config.cpus)
     from engine.native.runner import ModelRunner  # takes torch in: seconds, so not before now
 
     runner = ModelRunner(launch.config)

@@ -30,6 +30,8 @@ class NativeOptions:
 
     num_threads: int = 0
     """Compute threads; 0 takes one for each core this process may use."""
+    cpus: tuple[int, ...] = ()
+    """The hardware thread that each is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     linear_kernel: str = "auto"
 
@@ -89,6 +91,7 @@ def native_config(
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,
         num_threads=options.num_threads,
+        cpus=options.cpus,
         attention_backend=options.attention_backend,
         linear_kernel=options.linear_kernel,
         scheduler=_scheduler(sized, pins),

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config import EngineConfig, SimulatedConfig
 from engine.native.support import check_supported
+from engine.placement import Placement
 from engine.resolve import (
     NativeOptions,
     PlanRefusedError,
@@ -52,7 +53,8 @@ class Machine:
     """What the native engine runs on, with what was measured of it."""
     hardware: Hardware
     """Everything that was detected."""
-    num_cores: int
+    placement: Placement
+    """Of compute threads, as it is when the user asks for no number of them."""
     available_bytes: int
     has_compiler: bool
     """A C++ compiler, without which there are no compiled kernels."""
@@ -147,7 +149,8 @@ def decide_native(
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
     native = NativeOptions(
-        num_threads=options.threads or machine.num_cores,
+        num_threads=options.threads or machine.placement.num_threads,
+        cpus=() if options.threads else machine.placement.compute_cpus,
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, replace
 
 import uvloop
 
 from engine.client import EngineClient
-from engine.config import SimulatedConfig
+from engine.config import EngineConfig, SimulatedConfig
 from engine.native.kernels.build import compiler_available
+from engine.placement import place_threads
 from engine.protocol import EngineError
 from engine.resolve import Voice
 from engine.simulated.text import PLACEHOLDER_TEXT
@@ -96,17 +98,18 @@ def _load(options: ServeOptions) -> _Loaded:
         options = replace(options, model=plan.model)
     engine = choose_engine(options, plan)
     detected = detect_hardware()
+    host = detected.host
     (native,) = calibrated((detected.cpu.group,))
     machine = Machine(
         native=native,
         hardware=calibrated(detected.hardware),
-        num_cores=detected.host.num_cores,
-        available_bytes=detected.host.available_memory_bytes,
+        placement=place_threads(host.usable_cpus, host.topology, host.num_cores),
+        available_bytes=host.available_memory_bytes,
         has_compiler=compiler_available(),
     )
     if engine is EngineChoice.SIMULATED:
         return _load_simulated(options, machine, plan)
-    return _load_native(options, machine, plan, detected.host.summary)
+    return _load_native(options, machine, plan, host.summary)
 
 
 def _load_native(
@@ -117,6 +120,9 @@ def _load_native(
     spec = ModelSpec.from_directory(directory)
     check_files(directory)
     decision = decide_native(options, options.model or source.name, directory, spec, machine, plan)
+    if isinstance(decision.config, EngineConfig) and decision.config.cpus:
+        # This process keeps off the compute threads' cores; the engine's binds itself to them.
+        os.sched_setaffinity(0, machine.placement.other_cpus)
     return _Loaded(
         spec=spec,
         decision=decision,

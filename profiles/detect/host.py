@@ -46,6 +46,8 @@ class Host:
     """Physical cores behind ``num_cores``; 0 when unknown."""
     machine_memory_bytes: int = 0
     """Of the whole machine, limits aside."""
+    usable_cpus: tuple[int, ...] = ()
+    """Hardware threads that this process may run on."""
     topology: Topology = field(default_factory=Topology)
     clock: Clock = field(default_factory=Clock)
     limits: ContainerLimits = field(default_factory=ContainerLimits)
@@ -89,6 +91,7 @@ def read_host(root: Path, affinity: frozenset[int]) -> Host:
         flags=flags,
         num_physical_cores=min(num_cores, topology.cores_among(threads)),
         machine_memory_bytes=total,
+        usable_cpus=tuple(sorted(threads)),
         topology=topology,
         clock=read_clock(root),
         limits=limits,

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from engine.config import SimulatedConfig
+from engine.placement import Placement
 from planner.plan import read_plan
 from planner.simulate import simulate
 from planner.workload import Ask
@@ -41,7 +42,11 @@ def config() -> SimulatedConfig:
     """What the server's engine must have been started with."""
     known = find_known_model(MODEL)
     machine = Machine(
-        native=CPU, hardware=(CPU,), num_cores=4, available_bytes=2**34, has_compiler=True
+        native=CPU,
+        hardware=(CPU,),
+        placement=Placement(4),
+        available_bytes=2**34,
+        has_compiler=True,
     )
     options = ServeOptions(engine=EngineChoice.SIMULATED, on=ON)
     decided = decide_simulated(options, known.name, known.spec, machine, VOICE).config

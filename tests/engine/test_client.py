@@ -117,9 +117,10 @@ async def test_a_full_engine_refuses(client: EngineClient) -> None:
 
 
 async def test_a_killed_engine_fails_its_requests_and_comes_back(client: EngineClient) -> None:
-    task = asyncio.create_task(collect(client, make_request("a", max_tokens=500)))
-    await asyncio.sleep(0.2)
     assert client._process is not None
+    os.kill(client._process.pid, signal.SIGSTOP)  # or it might finish the request first
+    task = asyncio.create_task(collect(client, make_request("a")))
+    await asyncio.sleep(0.2)
     os.kill(client._process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="signal 9"):
         await task

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig, SimulatedConfig
+from engine.placement import Placement
 from planner.plan import Plan, read_plan
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpecError
@@ -24,7 +25,7 @@ from tests.engine.test_resolve import CPU, GIB, VOICE
 from tests.specs import QWEN3_0_6B
 
 MACHINE = Machine(
-    native=CPU, hardware=(CPU,), num_cores=4, available_bytes=24 * GIB, has_compiler=True
+    native=CPU, hardware=(CPU,), placement=Placement(4), available_bytes=24 * GIB, has_compiler=True
 )
 LLAMA_8B = find_known_model("Llama-3.1-8B")
 

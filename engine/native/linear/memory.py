@@ -17,20 +17,22 @@ from engine.native.linear.measure import Timings
 
 def load(key: str) -> dict[str, Timings] | None:
     """What was measured for ``key``, by implementation; None when nothing was."""
-    stored = _read().get(key)
     try:
         return {
             name: Timings({int(rows): float(s) for rows, s in seconds.items()})
-            for name, seconds in stored.items()
+            for name, seconds in _read()[key].items()
         }
-    except (AttributeError, TypeError, ValueError):
+    except (KeyError, AttributeError, TypeError, ValueError):
         return None
 
 
 def save(key: str, timings: dict[str, Timings]) -> None:
     """Keeps what was measured, where that is possible: whoever cannot write measures again."""
     stored = _read()
-    stored[key] = {name: timing.seconds for name, timing in timings.items()}
+    stored[key] = {
+        name: {str(rows): s for rows, s in timing.seconds.items()}
+        for name, timing in timings.items()
+    }
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

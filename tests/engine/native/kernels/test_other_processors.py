@@ -1,4 +1,4 @@
-"""The kernels on processors that this machine is not, where a cross compiler and an emulator are."""
+"""The kernels on other processors, where there are a cross compiler and an emulator."""
 
 from __future__ import annotations
 
