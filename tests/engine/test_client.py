@@ -25,7 +25,8 @@ from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import SamplingParams
 from tests.checkpoints import make_checkpoint
 
-LIMITS = SchedulerConfig(num_blocks=128, max_num_seqs=4, max_model_len=512)
+LIMITS = SchedulerConfig(num_blocks=1100, max_num_seqs=4, max_model_len=16_000)
+"""Long enough that a request which is to be interrupted cannot finish before."""
 
 
 def make_request(name: str, max_tokens: int = 8, n: int = 1, prompt: int = 5) -> Request:
@@ -50,7 +51,7 @@ async def until_idle(client: EngineClient) -> None:
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("qwen3")
-    make_checkpoint("qwen3", directory)
+    make_checkpoint("qwen3", directory, max_position_embeddings=16_384)
     return directory
 
 
@@ -85,19 +86,19 @@ async def test_a_life(client: EngineClient) -> None:
             client.abort("two", 0)
     assert tokens == {0: 3, 1: 60}
 
-    stream = client.generate(make_request("left", max_tokens=500))
+    stream = client.generate(make_request("left", max_tokens=15_000))
     await anext(stream)
     await stream.aclose()
     await until_idle(client)
 
-    task = asyncio.create_task(collect(client, make_request("cancelled", max_tokens=500)))
+    task = asyncio.create_task(collect(client, make_request("cancelled", max_tokens=15_000)))
     await asyncio.sleep(0.1)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
     await until_idle(client)
 
-    task = asyncio.create_task(collect(client, make_request("aborted", max_tokens=500)))
+    task = asyncio.create_task(collect(client, make_request("aborted", max_tokens=15_000)))
     await asyncio.sleep(0.1)
     client.abort("aborted")
     with pytest.raises(EngineError, match="aborted"):
@@ -146,7 +147,7 @@ async def test_draining_finishes_what_runs_and_refuses_the_rest(client: EngineCl
 
 
 async def test_draining_ends_what_takes_too_long(client: EngineClient) -> None:
-    task = asyncio.create_task(collect(client, make_request("a", max_tokens=500, n=20)))
+    task = asyncio.create_task(collect(client, make_request("a", max_tokens=15_000, n=20)))
     await asyncio.sleep(0.1)
     await client.drain(0.05)
     with pytest.raises(EngineError, match="shutting down"):
