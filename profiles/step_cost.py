@@ -120,8 +120,8 @@ class StepCost:
     attention_flops_per_pair: tuple[float, ...]
     state_bytes_per_sequence: float
     """Recurrent state, read and written by each sequence in a step."""
-    activation_bytes_per_token: float
-    """Hidden states that pass through memory between the products."""
+    hidden_bytes: float
+    """Of a token's hidden vector."""
     collective_bytes_per_token: float
     """Sent by each device in the all-reduces of a step."""
     num_collectives: int
@@ -199,9 +199,7 @@ def step_cost(
         ),
         state_bytes_per_sequence=4.0
         * sum(count * a.state_elements / tp for a, count in attention.items()),
-        # In and out of the norms, the residual and each product's output, in a fused
-        # implementation: about eight hidden vectors a layer.
-        activation_bytes_per_token=8 * spec.num_layers * spec.hidden_size * activation_dtype_bytes,
+        hidden_bytes=spec.hidden_size * activation_dtype_bytes,
         # A ring all-reduce sends 2·(tp-1)/tp of the vector (Patarasuk and Yuan, 2009), twice a
         # layer and once for the embedding.
         collective_bytes_per_token=(2 * spec.num_layers + 1)

@@ -71,6 +71,9 @@ class Priors:
     """Exponent of that growth: latency times (devices / 2) to this power."""
     matmul_half_rows: float = 0.0
     """Rows at which products reach half of ``matmul``."""
+    activation_passes: float = 8.0
+    """Times that a hidden vector passes through memory in a layer: in and out of the norms, the
+    residual and each product's output."""
     spread: float = 0.2
     """Relative standard deviation of measured over predicted."""
 
@@ -263,7 +266,8 @@ class StepTimeModel:
         attention = cost.attention_flops(shape) / (rates.dense_flops * priors.attention)
         stream = rates.bandwidth_bytes_per_s * priors.bandwidth
         tokens = shape.num_tokens * (
-            priors.token_overhead_s + cost.activation_bytes_per_token / stream
+            priors.token_overhead_s
+            + priors.activation_passes * cost.num_layers * cost.hidden_bytes / stream
         )
         sequences = (
             shape.num_sequences * priors.sequence_overhead_s
@@ -302,8 +306,7 @@ class StepTimeModel:
             num_bytes = cost.collective_bytes_per_token * shape.num_tokens
             seconds += num_bytes / (rates.link_bytes_per_s * priors.link)
         if self.pipeline_parallel_size > 1:
-            hidden_bytes = cost.activation_bytes_per_token / (8 * cost.num_layers)
-            hop = shape.num_tokens * hidden_bytes / (rates.hop_bytes_per_s * priors.link)
+            hop = shape.num_tokens * cost.hidden_bytes / (rates.hop_bytes_per_s * priors.link)
             seconds += (self.pipeline_parallel_size - 1) * (priors.collective_latency_s + hop)
         return seconds
 
