@@ -1,11 +1,13 @@
 """Predicted against measured latencies of the native engine's server on this machine.
 
-    ridgeline hardware calibrate                      # once, on a quiet machine
-    python -m benchmarks.prediction_accuracy          # the bundled model
+    ridgeline hardware calibrate --model /tmp/qwen3-0.6b-random     # once, on a quiet machine
+    python -m benchmarks.prediction_accuracy                        # the bundled model, int8
+    python -m benchmarks.prediction_accuracy --quantization none
     python -m benchmarks.prediction_accuracy --model /tmp/qwen3-0.6b-random --scale 0.25
 
 Serves workloads that calibration has not seen, over HTTP, and simulates the very same requests
-with the step-time model and overheads of the calibrated profile. Prints Markdown.
+with the step-time model and overheads of the calibrated profile, weights and KV cache held alike.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Annotated
 
 import typer
 
+from planner.candidates import plain_kv_dtype
+from planner.fits import fit_key
 from planner.host import HostOverheads, host_overheads
 from planner.workload import Ask, Workload
 from profiles.detect import detect_hardware
@@ -147,6 +151,8 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 def main(
     model: Annotated[str | None, typer.Option(help="directory; none: bundled")] = None,
     dtype: str = "float32",
+    quantization: str = "int8",
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="none: the model's own")] = None,
     repeats: int = 2,
     scale: Annotated[float, typer.Option(help="share of the requests, for slow models")] = 1.0,
 ) -> None:
@@ -154,17 +160,21 @@ def main(
     (group,) = calibrated((detected.cpu.group,))
     source = find_model(model)
     spec = ModelSpec.from_directory(source.directory)
-    step_time = trial.native_step_time_model(spec, group, dtype)
-    if step_time.spread is None:
-        raise SystemExit(f"{source.name} is not calibrated: ridgeline hardware calibrate first")
+    kv_type = kv_cache_dtype or plain_kv_dtype(spec, "native")
+    candidate = trial.native_candidate(group.profile, dtype, quantization, kv_type)
+    name = f"{source.name}, {quantization} weights, {kv_type} KV cache, {dtype}"
+    if all(fit.key != fit_key(spec, candidate) for fit in group.profile.fits):
+        raise SystemExit(f"not calibrated: {name} (ridgeline hardware calibrate --help)")
+    step_time = trial.native_step_time_model(spec, candidate)
     host = host_overheads(group.profile, "native")
     server = trial.TrialServer(
         source.directory,
         dtype,
-        detected.host.num_cores,
+        quantization,
+        kv_type,
         trial.trial_config(_MAX_MODEL_LEN, num_kv_tokens=48 * _MAX_MODEL_LEN),
     )
-    print(f"Machine: {detected.host.summary}. Model: {source.name}, {dtype}.\n")
+    print(f"Machine: {detected.host.summary}. Model: {name}.\n")
     cases = [(w, drawn(w)) for w in workloads(server, step_time, host, scale)]
     served: list[list[RequestTimes]] = [[] for _ in cases]
     seeds = itertools.count(1)

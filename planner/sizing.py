@@ -6,6 +6,14 @@ import math
 from dataclasses import dataclass, field, replace
 
 from planner.candidates import Candidate, PinError, Question, enumerate_candidates
+from planner.fits import (
+    head_key,
+    kv_cache_type,
+    measured_curve,
+    type_key,
+    weights_key,
+    with_fit,
+)
 from planner.ledger import DTYPE_BYTES, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
 from profiles.accelerator import DeviceGroup
 from profiles.hardware import link_between
@@ -13,10 +21,9 @@ from profiles.model_spec import ModelSpec, TensorRole
 from profiles.numerics import SCHEMES, WeightScheme, formats_of
 from profiles.priors import priors_for
 from profiles.step_cost import WeightFormat, step_cost
-from profiles.step_time import DeviceRates, RateCurve, StepTimeModel
+from profiles.step_time import DeviceRates, StepTimeModel
 from scheduler.config import SchedulerConfig
 
-_DTYPE_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _LAYERS = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})
 """What quantization schemes convert unless a checkpoint says otherwise."""
 _ENDS = frozenset({TensorRole.EMBEDDING, TensorRole.HEAD})
@@ -89,8 +96,6 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
     """The step-time model of one replica of a candidate."""
     profile, tp = candidate.profile, candidate.tensor_parallel_size
     scheme, linear = candidate.scheme, _linear_peak(candidate)
-    measured_as = _rates_key(spec, candidate)
-    measured = [rate for rate in profile.linear_rates if rate.dtype == measured_as]
     model = StepTimeModel(
         cost=step_cost(
             spec,
@@ -106,23 +111,19 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
             head_flops=linear if scheme.name in formats_of(candidate.engine).ends else None,
             link_bytes_per_s=_link_rate(group, tp),
             hop_bytes_per_s=_link_rate(group, tp * candidate.pipeline_parallel_size),
-            linear_curve=RateCurve(
-                tuple(float(rate.num_rows) for rate in measured),
-                tuple(rate.flops.value for rate in measured),
-            )
-            if measured
-            else None,
+            linear_curve=measured_curve(candidate, weights_key(spec, candidate)),
+            head_curve=measured_curve(candidate, head_key(spec, candidate)),
         ),
-        priors=priors_for(profile, candidate.engine),
+        priors=priors_for(profile, candidate.engine, kv_cache_type(candidate)),
         pipeline_parallel_size=candidate.pipeline_parallel_size,
     )
-    return _with_fit(model, spec, candidate)
+    return with_fit(model, spec, candidate)
 
 
 def _dense_peak(candidate: Candidate) -> float:
     """Operations per second at the type of activations."""
     rates = candidate.profile.dense_flops
-    return (rates.get(_DTYPE_KEYS[candidate.dtype]) or rates["fp32"]).value
+    return (rates.get(type_key(candidate.dtype)) or rates["fp32"]).value
 
 
 def _linear_peak(candidate: Candidate) -> float:
@@ -131,27 +132,9 @@ def _linear_peak(candidate: Candidate) -> float:
     return _dense_peak(candidate) if rate is None else rate.value * candidate.compute_share
 
 
-def _rates_key(spec: ModelSpec, candidate: Candidate) -> str:
-    """What measured rates of the candidate's products go by: its scheme, or the type of weights."""
-    if candidate.scheme.name != "none":
-        return candidate.scheme.name
-    held = spec.dtype if formats_of(candidate.engine).as_stored else candidate.dtype
-    return _DTYPE_KEYS.get(held, held)
-
-
 def _link_rate(group: DeviceGroup, num_devices: int) -> float:
     """Bytes per second between so many devices of a group; one alone sends nothing."""
     return link_between(group, num_devices).bytes_per_s.value if num_devices > 1 else math.inf
-
-
-def _with_fit(model: StepTimeModel, spec: ModelSpec, candidate: Candidate) -> StepTimeModel:
-    """The model with what calibration learned of it on this device, if it did."""
-    for fit in candidate.profile.fits:
-        fitted_for = (fit.engine, fit.model, fit.dtype, fit.quantization)
-        wanted = (candidate.engine, spec.fingerprint, candidate.dtype, candidate.scheme.name)
-        if fitted_for == wanted:
-            return model.with_fit(fit)
-    return model
 
 
 def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: Limits) -> Sized:

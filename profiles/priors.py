@@ -20,19 +20,19 @@ _SHARE_OF_ACHIEVABLE = 0.95
 """Of the best rate that a sweep over matrix sizes finds, a model's own sizes reach this."""
 
 
-def priors_for(profile: AcceleratorProfile, engine: str) -> Priors:
+def priors_for(profile: AcceleratorProfile, engine: str, kv_cache_dtype: str = "") -> Priors:
     """The priors of ``profiles/priors.yaml``, overridden by the profile's own coefficients.
 
-    Those are called by the engine that they were learned of (``native.attention``).
+    Those are called by the engine that they were learned of (``native.step_overhead_s``), what
+    depends on the type of the KV cache also by that (``native.attention.int8``).
 
     Raises:
         ValueError: nothing is known of this engine on devices of this vendor.
     """
     for entry in _entries():
         if entry["engine"] == engine and profile.vendor in entry["vendors"]:
-            return Priors(
-                **(entry["values"] | _achievable(profile, entry) | _known(profile, engine))
-            )
+            known = _known(profile, engine, kv_cache_dtype)
+            return Priors(**(entry["values"] | _achievable(profile, entry) | known))
     raise ValueError(f"nothing is known of the engine {engine} on {profile.vendor} devices")
 
 
@@ -48,11 +48,11 @@ def _achievable(profile: AcceleratorProfile, entry: Mapping[str, Any]) -> dict[s
     return {"matmul": _SHARE_OF_ACHIEVABLE * sum(shares) / len(shares)}
 
 
-def _known(profile: AcceleratorProfile, engine: str) -> dict[str, float]:
-    qualified = {field.name: f"{engine}.{field.name}" for field in dataclasses.fields(Priors)}
+def _known(profile: AcceleratorProfile, engine: str, kv_cache_dtype: str) -> dict[str, float]:
     return {
-        name: profile.coefficients[key].value
-        for name, key in qualified.items()
+        field.name: profile.coefficients[key].value
+        for field in dataclasses.fields(Priors)
+        for key in (f"{engine}.{field.name}", f"{engine}.{field.name}.{kv_cache_dtype}")
         if key in profile.coefficients
     }
 

@@ -147,14 +147,24 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
-class FittedCoefficients:
-    """What a ``StepTimeFit`` learned of one model on one device, to be kept in its profile."""
+class FitKey:
+    """What coefficients were learned of: a model as an engine holds and computes it."""
 
     engine: str
     model: str
     """``ModelSpec.fingerprint`` of the model."""
     dtype: str
-    quantization: str
+    """Of activations."""
+    weights: str
+    """Their scheme, or the type of unquantized ones, as ``LinearRate.dtype`` has it."""
+    kv_cache_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class FittedCoefficients:
+    """What a ``StepTimeFit`` learned of one model on one device, to be kept in its profile."""
+
+    key: FitKey
     coefficients: Terms
     spread: float
     domain: Domain

@@ -7,7 +7,7 @@ import datetime
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -21,8 +21,12 @@ from engine.calibration.learn import (
     learn_model,
     measured_profile,
 )
-from engine.calibration.readings import Order
+from engine.calibration.readings import ModelOrder, Order
+from engine.native.kernels.build import compiler_available
 from engine.native.support import check_supported
+from engine.placement import place_threads
+from planner.candidates import Candidate, plain_kv_dtype
+from planner.fits import fit_key
 from planner.host import HostOverheads, coefficient_names, host_overheads
 from planner.ledger import DTYPE_BYTES
 from planner.workload import Workload
@@ -39,6 +43,7 @@ from profiles.detect import Detected, detect_hardware
 from profiles.latency import RequestTimes
 from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
+from profiles.numerics import KV_TYPES, SCHEMES, formats_of
 from profiles.step_time import StepTimeModel
 from server import trial
 from server.calibrate_tables import DeviceReport, ModelReport, report_tables
@@ -46,7 +51,10 @@ from server.model_source import ModelSource, find_model
 
 _SECONDS = 75.0
 """For the measuring process; with loading and the trial the command stays under two minutes."""
-_PRODUCT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_TYPES = ("fp32", "bf16", "fp16")
+"""Of unquantized weights, as rates of their products go by them."""
+_COMPARED = ("none", "int8")
+"""Schemes that the planner chooses from unless it is asked for others."""
 _MEMORY_SHARE = 0.5
 """Of the memory that is free, for what is measured besides the model's weights."""
 _TRIAL_REPEATS = 2
@@ -75,6 +83,10 @@ class CalibrateOptions:
 
     models: tuple[str, ...] = ()
     dtype: str = "float32"
+    quantizations: tuple[str, ...] = ()
+    """Schemes to learn beside those that are compared anyway."""
+    kv_cache_dtypes: tuple[str, ...] = ()
+    """Types of keys and values to learn beside the model's own."""
     threads: int | None = None
     as_json: bool = False
 
@@ -86,9 +98,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
         ValueError: a model cannot be run, nothing could be measured, or the profile cannot be
             written; one line.
     """
-    if options.dtype not in DTYPE_BYTES:
-        known = ", ".join(DTYPE_BYTES)
-        raise ValueError(f"dtype must be one of {known}, not {options.dtype!r}")
+    _check(options)
     began = time.perf_counter()
     console = Console(stderr=True, highlight=False)
     with console.status("looking for hardware") as status:
@@ -108,24 +118,89 @@ def run_calibrate(options: CalibrateOptions) -> None:
         Console(highlight=False).print(table)
 
 
+def _check(options: CalibrateOptions) -> None:
+    """
+    Raises:
+        ValueError: flags that do not go together, or do not go here; one line.
+    """
+    if options.dtype not in DTYPE_BYTES:
+        known = ", ".join(DTYPE_BYTES)
+        raise ValueError(f"dtype must be one of {known}, not {options.dtype!r}")
+    wants_compiled = bool(options.quantizations or options.kv_cache_dtypes)
+    if wants_compiled and options.dtype != "float32":
+        raise ValueError(
+            f"--quantization and --kv-cache-dtype need --dtype float32, not {options.dtype}"
+        )
+    if wants_compiled and not compiler_available():
+        raise ValueError(
+            "--quantization and --kv-cache-dtype need compiled kernels, but there is no C++ "
+            "compiler: install g++, or name another one in $CXX"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model in one form."""
+
+    source: ModelSource
+    spec: ModelSpec
+    candidate: Candidate
+
+    @property
+    def order(self) -> ModelOrder:
+        candidate = self.candidate
+        return ModelOrder(self.source.directory, candidate.scheme.name, candidate.kv_dtype)
+
+    def on(self, profile: AcceleratorProfile) -> _Subject:
+        return replace(self, candidate=replace(self.candidate, profile=profile))
+
+    @property
+    def model(self) -> StepTimeModel:
+        return trial.native_step_time_model(self.spec, self.candidate)
+
+
+def _subjects(
+    profile: AcceleratorProfile, options: CalibrateOptions, compiled: bool
+) -> Iterator[_Subject]:
+    """Every model in every form that is to be learned, the bundled model first.
+
+    Raises:
+        ValueError: a model cannot be run, or a form is not there; one line.
+    """
+    schemes = dict.fromkeys((*_COMPARED, *options.quantizations) if compiled else ("none",))
+    for name in (None, *options.models):
+        source = find_model(name)
+        spec = ModelSpec.from_directory(source.directory)
+        check_supported(spec)
+        plain = plain_kv_dtype(spec, ENGINE)
+        if not compiled and options.dtype == "float32":
+            plain = "float32"
+        for scheme in schemes:
+            for kv_dtype in dict.fromkeys((plain, *options.kv_cache_dtypes)):
+                if kv_dtype == "auto":
+                    continue  # the plain one
+                candidate = trial.native_candidate(profile, options.dtype, scheme, kv_dtype)
+                yield _Subject(source, spec, candidate)
+
+
 def _calibrate_cpu(
     detected: Detected, options: CalibrateOptions, progress: Callable[[str], None]
 ) -> DeviceReport:
     """The processor, the bundled model's steps on it, those of other models, and serving."""
-    group = detected.cpu.group
-    sources = [find_model(name) for name in (None, *options.models)]
-    specs = [ModelSpec.from_directory(source.directory) for source in sources]
-    for spec in specs:
-        check_supported(spec)
-    num_threads = options.threads or detected.host.num_cores
+    group, host = detected.cpu.group, detected.host
+    compiled = compiler_available() and options.dtype == "float32"
+    subjects = list(_subjects(group.profile, options, compiled))
+    placement = place_threads(host.usable_cpus, host.topology, host.num_cores)
     readings = run_calibration(
         Order(
             device="cpu",
-            model_dirs=tuple(source.directory for source in sources),
+            models=tuple(subject.order for subject in subjects),
             dtype=options.dtype,
-            product_dtypes=_product_dtypes(group.profile),
-            num_threads=num_threads,
-            memory_bytes=int(_MEMORY_SHARE * detected.host.available_memory_bytes),
+            products=_TYPES + (_schemes() if compiler_available() else ()),
+            kv_cache_dtypes=_kv_cache_dtypes(compiled),
+            num_threads=options.threads or placement.num_threads,
+            cpus=() if options.threads else placement.compute_cpus,
+            memory_bytes=int(_MEMORY_SHARE * host.available_memory_bytes),
             seconds=_SECONDS,
         ),
         progress,
@@ -133,26 +208,27 @@ def _calibrate_cpu(
     today = _today()
     profile = measured_profile(group.profile, readings.device, options.dtype, today)
     models = []
-    for source, spec, found in zip(sources, specs, readings.models, strict=True):
-        start = trial.native_step_time_model(spec, DeviceGroup(profile, 1), options.dtype)
-        learned = learn_model(start, spec.fingerprint, options.dtype, found, today)
-        known = trial.native_step_time_model(spec, group, options.dtype)
+    for subject, found in zip(subjects, readings.models, strict=True):
+        start = subject.on(profile)
+        learned = learn_model(start.model, fit_key(subject.spec, start.candidate), found, today)
         models.append(
             ModelReport(
-                name=source.name,
+                name=subject.source.name,
+                quantization=found.order.quantization,
+                kv_cache_dtype=found.order.kv_cache_dtype,
                 num_steps=len(found.steps),
-                catalogue=Errors.of(known, learned.held_out),
-                measured=Errors.of(start, learned.held_out),
+                catalogue=Errors.of(subject.model, learned.held_out),
+                measured=Errors.of(start.model, learned.held_out),
                 learned=learned,
             )
         )
     progress("serving the bundled model")
-    overheads = _host_overheads(
-        sources[0], models[0].learned.model, profile, options.dtype, num_threads
-    )
+    # In the last of the forms that are compared by default: what a plan most likely chooses.
+    served = min(len(_COMPARED) if compiled else 1, len(models)) - 1
+    overheads = _host_overheads(subjects[served], models[served].learned.model, profile, options)
     profile = _with_overheads(profile, overheads, today)
     profile = replace(profile, fits=tuple(model.learned.fit for model in models))
-    path = MeasuredStore().save(device_key(profile, detected.host.cpu_name), profile)
+    path = MeasuredStore().save(device_key(profile, host.cpu_name), profile)
     return DeviceReport(group.profile, profile, path, readings.attention_backend, tuple(models))
 
 
@@ -161,9 +237,10 @@ def _calibrate_cuda(group: DeviceGroup, progress: Callable[[str], None]) -> Devi
     readings = run_calibration(
         Order(
             device="cuda",
-            model_dirs=(),
+            models=(),
             dtype="float16",
-            product_dtypes=_product_dtypes(group.profile),
+            products=tuple(name for name in _TYPES if name in group.profile.dense_flops),
+            kv_cache_dtypes=("float16",),
             num_threads=1,
             memory_bytes=int(_MEMORY_SHARE * group.profile.memory_bytes.value),
             seconds=_SECONDS / 2,
@@ -175,24 +252,35 @@ def _calibrate_cuda(group: DeviceGroup, progress: Callable[[str], None]) -> Devi
     return DeviceReport(group.profile, profile, path, readings.attention_backend)
 
 
-def _product_dtypes(profile: AcceleratorProfile) -> tuple[str, ...]:
-    """Types that the device has native products of, as far as torch multiplies them."""
-    return tuple(name for key, name in _PRODUCT_DTYPES.items() if key in profile.dense_flops)
+def _schemes() -> tuple[str, ...]:
+    known = formats_of(ENGINE).schemes
+    return tuple(name for name in SCHEMES if name in known and name != "none")
+
+
+def _kv_cache_dtypes(compiled: bool) -> tuple[str, ...]:
+    """Types of the cache whose attention the engine has; in plain torch none that is compact."""
+    known = formats_of(ENGINE).kv_dtypes
+    return tuple(
+        name
+        for name, kind in KV_TYPES.items()
+        if name in known and name != "auto" and (compiled or not kind.is_compact)
+    )
 
 
 def _host_overheads(
-    source: ModelSource,
+    subject: _Subject,
     model: StepTimeModel,
     profile: AcceleratorProfile,
-    dtype: str,
-    num_threads: int,
+    options: CalibrateOptions,
 ) -> HostOverheads:
     """Those with which the simulation of the trial comes nearest to what was served."""
     server = trial.TrialServer(
-        model_dir=source.directory,
-        dtype=dtype,
-        num_threads=num_threads,
+        model_dir=subject.source.directory,
+        dtype=options.dtype,
+        quantization=subject.order.quantization,
+        kv_cache_dtype=subject.order.kv_cache_dtype,
         config=trial.trial_config(max_model_len=512, num_kv_tokens=16_384),
+        num_threads=options.threads,
     )
     asks = [workload.draw(workload.num_requests or 1) for workload in _TRIAL]
     seeds = itertools.count()
@@ -238,6 +326,8 @@ def _to_mapping(report: DeviceReport) -> dict[str, object]:
         "models": [
             {
                 "name": model.name,
+                "quantization": model.quantization,
+                "kv_cache_dtype": model.kv_cache_dtype,
                 "num_steps": model.num_steps,
                 "num_held_out": model.learned.num_held_out,
                 "errors": {

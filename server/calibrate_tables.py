@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.calibration.learn import Errors, Learned
-from profiles.accelerator import AcceleratorProfile, Figure
+from profiles.accelerator import AcceleratorProfile, Figure, ProvenanceKind
 
 _ROWS_SHOWN = (1, 8, 64, 512)
 _OVERHEADS = {
@@ -30,12 +30,18 @@ class ModelReport:
     """How well steps of a model are predicted, on those that the fit has not seen."""
 
     name: str
+    quantization: str
+    kv_cache_dtype: str
     num_steps: int
     catalogue: Errors
     """By the catalogue's figures."""
     measured: Errors
     """By the device's measured figures, before anything was fitted."""
     learned: Learned
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.quantization}/{self.kv_cache_dtype}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +76,17 @@ def _figures(report: DeviceReport) -> Table:
         f"{after.bandwidth_bytes_per_s.value / 1e9:.1f}",
         _spread(after.bandwidth_bytes_per_s),
     )
-    for rate in after.linear_rates:
-        if rate.num_rows in _ROWS_SHOWN:
-            peak = before.dense_flops.get(rate.dtype)
-            is_last = rate.num_rows == _ROWS_SHOWN[-1]
+    for key, figure in after.achievable_flops.items():
+        if key in before.dense_flops and figure.provenance.kind is ProvenanceKind.MEASURED:
             table.add_row(
-                f"{rate.dtype} products, {rate.num_rows} row{'s'[: rate.num_rows > 1]}, GFLOP/s",
-                f"{peak.value / 1e9:.0f}" if peak is not None and is_last else "",
-                f"{rate.flops.value / 1e9:.1f}",
-                _spread(rate.flops),
+                f"fastest {key} product, GFLOP/s",
+                f"{before.dense_flops[key].value / 1e9:.0f}",
+                f"{figure.value / 1e9:.0f}",
+                _spread(figure),
             )
+    table.add_row(f"products, {', '.join(map(str, _ROWS_SHOWN))} rows, GFLOP/s", "", "", "")
+    for name in dict.fromkeys(rate.dtype for rate in after.linear_rates):
+        table.add_row(f"  {name} weights", "", *_products(name, after))
     for key, figure in after.coefficients.items():
         name = key.rpartition(".")[2]
         if name in _OVERHEADS:
@@ -89,29 +96,44 @@ def _figures(report: DeviceReport) -> Table:
     return _with_attention(table, after, report.attention_backend)
 
 
+def _products(name: str, profile: AcceleratorProfile) -> tuple[str, str]:
+    """Rates by the number of rows, and their spread."""
+    shown = [
+        rate.flops
+        for rate in profile.linear_rates
+        if rate.dtype == name and rate.num_rows in _ROWS_SHOWN
+    ]
+    rates = ", ".join(f"{flops.value / 1e9:.0f}" for flops in shown)
+    return rates, _spread(max(shown, key=lambda flops: flops.spread))
+
+
 def _with_attention(table: Table, profile: AcceleratorProfile, backend: str) -> Table:
-    shares = {key.rpartition(".")[2]: figure for key, figure in profile.coefficients.items()}
-    for name, what in (("kv_bandwidth", "of the read rate"), ("attention", "of the peak")):
-        if name in shares:
-            kind = "decode" if name == "kv_bandwidth" else "prefill"
-            table.add_row(
-                f"{kind} attention ({backend}), {what}",
-                "",
-                f"{shares[name].value:.0%}",
-                _spread(shares[name]),
-            )
+    """Shares are called ``engine.what.type of keys and values``."""
+    for what, of_what in (("kv_bandwidth", "of the read rate"), ("attention", "of the peak")):
+        found = [
+            (kv_dtype, figure)
+            for key, figure in profile.coefficients.items()
+            for kv_dtype in key.split(".")[2:]
+            if key.split(".")[1] == what
+        ]
+        kind = "decode" if what == "kv_bandwidth" else "prefill"
+        if found:
+            table.add_row(f"{kind} attention ({backend}), {of_what}", "", "", "")
+        for kv_dtype, figure in found:
+            table.add_row(f"  {kv_dtype} KV", "", f"{figure.value:.0%}", _spread(figure))
     return table
 
 
 def _errors(models: Sequence[ModelReport]) -> Table:
-    table = _table("", "catalogue", "measured device", "fitted", "held-out steps")
+    table = _table("model weights/KV", "catalogue", "device", "fitted", "held out")
     for model in models:
         table.add_row(
-            model.name,
+            model.title,
             *(
-                f"{errors.median:.1%}, {errors.p90:.1%}"
-                for errors in (model.catalogue, model.measured, model.learned.after)
+                f"{errors.median:.0%}, {errors.p90:.0%}"
+                for errors in (model.catalogue, model.measured)
             ),
+            f"{model.learned.after.median:.1%}, {model.learned.after.p90:.1%}",
             f"{model.learned.num_held_out} of {model.num_steps}",
         )
     return table

@@ -202,14 +202,24 @@ def show(name: flags.DeviceName, as_json: flags.Json = False) -> int:
 def calibrate(
     model: flags.CalibratedModels = None,
     dtype: flags.CalibratedDtype = "float32",
+    quantization: flags.CalibratedQuantizations = None,
+    kv_cache_dtype: flags.CalibratedKvCacheDtypes = None,
     threads: flags.Threads = None,
     as_json: flags.Json = False,
 ) -> int:
-    """Measure this machine; plans for it then rest on measurements. Takes under two minutes."""
+    """Measure this machine; plans for it then rest on measurements. Takes about two minutes."""
     from server.calibrate_command import CalibrateOptions, run_calibrate
 
+    options = CalibrateOptions(
+        models=tuple(model or ()),
+        dtype=dtype,
+        quantizations=tuple(quantization or ()),
+        kv_cache_dtypes=tuple(kv_cache_dtype or ()),
+        threads=threads,
+        as_json=as_json,
+    )
     try:
-        run_calibrate(CalibrateOptions(tuple(model or ()), dtype, threads, as_json))
+        run_calibrate(options)
     except ValueError as error:
         return _complain(str(error), 1)
     return 0

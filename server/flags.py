@@ -143,6 +143,18 @@ CalibratedModels = Annotated[
         "--model", help="Model to learn beside the bundled one: directory or Hugging Face id."
     ),
 ]
-CalibratedDtype = Annotated[
-    str, typer.Option("--dtype", help="Type of the models' weights, activations and KV cache.")
+CalibratedDtype = Annotated[str, typer.Option("--dtype", help="Type of the models' activations.")]
+CalibratedQuantizations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantization",
+        help="Weights to learn beside none and int8: int8_g128, int4, int4_g128; may be repeated.",
+    ),
+]
+CalibratedKvCacheDtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="KV cache to learn beside each model's own: float32, bfloat16, int8; may be repeated.",
+    ),
 ]

@@ -23,10 +23,10 @@ from planner.host import HostOverheads
 from planner.simulate import simulate
 from planner.sizing import step_time_model
 from planner.workload import Ask, Workload
-from profiles.accelerator import DeviceGroup
+from profiles.accelerator import AcceleratorProfile, DeviceGroup
 from profiles.latency import RequestTimes
 from profiles.model_spec import ModelSpec
-from profiles.numerics import SCHEMES
+from profiles.numerics import SCHEMES, Support, check_kv_dtype, check_scheme
 from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
 
@@ -41,8 +41,11 @@ class TrialServer:
 
     model_dir: Path
     dtype: str
-    num_threads: int
+    quantization: str
+    kv_cache_dtype: str
     config: SchedulerConfig
+    num_threads: int | None = None
+    """None leaves it to the server."""
 
     @property
     def arguments(self) -> list[str]:
@@ -51,9 +54,8 @@ class TrialServer:
         flags = {
             "--engine": "native",
             "--dtype": self.dtype,
-            "--quantization": "none",
-            "--kv-cache-dtype": "float32" if self.dtype == "float32" else "bfloat16",
-            "--threads": self.num_threads,
+            "--quantization": self.quantization,
+            "--kv-cache-dtype": self.kv_cache_dtype,
             "--max-model-len": config.max_model_len,
             "--max-num-seqs": config.max_num_seqs,
             "--max-num-batched-tokens": config.max_num_batched_tokens,
@@ -61,6 +63,8 @@ class TrialServer:
             "--num-kv-blocks": config.num_blocks,
         }
         texts = [text for flag, value in flags.items() for text in (flag, str(value))]
+        if self.num_threads is not None:
+            texts += ["--threads", str(self.num_threads)]
         if not config.enable_prefix_caching:
             texts.append("--no-prefix-caching")
         return [str(self.model_dir), *texts]
@@ -167,20 +171,36 @@ def planned_asks(asks: Sequence[Ask], prefix_tokens: int, seed: int) -> list[Pla
     return planned
 
 
-def native_step_time_model(spec: ModelSpec, group: DeviceGroup, dtype: str) -> StepTimeModel:
-    """That of the native engine on one device, unquantized: what a trial is served with."""
-    candidate = Candidate(
-        profile=group.profile,
+def native_candidate(
+    profile: AcceleratorProfile, dtype: str, quantization: str, kv_cache_dtype: str
+) -> Candidate:
+    """The native engine on one device, with these number formats.
+
+    Raises:
+        ValueError: it has no kernels for one of them; one line.
+    """
+    weights = check_scheme(quantization, profile, "native")
+    cache = check_kv_dtype(kv_cache_dtype, profile, "native")
+    for name, verdict in ((quantization, weights), (kv_cache_dtype, cache)):
+        if verdict.support is Support.UNSUPPORTED:
+            raise ValueError(f"{name}: {verdict.reason}")
+    return Candidate(
+        profile=profile,
         engine="native",
         dtype=dtype,
-        scheme=SCHEMES["none"],
-        compute="16bit",
-        kv_dtype="auto",
+        scheme=SCHEMES[quantization],
+        compute=weights.compute,
+        compute_share=weights.share,
+        kv_dtype=kv_cache_dtype,
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         replicas=1,
     )
-    return step_time_model(spec, candidate, group)
+
+
+def native_step_time_model(spec: ModelSpec, candidate: Candidate) -> StepTimeModel:
+    """What steps of a candidate of ``native_candidate`` are expected to take."""
+    return step_time_model(spec, candidate, DeviceGroup(candidate.profile, 1))
 
 
 def mean_latencies(times: Sequence[RequestTimes]) -> Latencies:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,15 +13,25 @@ from torch.nn import functional as F
 
 from engine.calibration.readings import (
     AttentionReading,
+    AttentionReadings,
     DeviceReadings,
     HostReading,
     LinkReading,
     Order,
     Reading,
     RowReading,
+    bytes_per_weight,
 )
 from engine.calibration.timing import measure
-from engine.native.attention.backend import AttentionBackend, AttentionBatch
+from engine.native.attention.backend import AttentionBackend, AttentionBatch, LayerCache
+from engine.native.layers.parameter import load_whole
+from engine.native.linear.compiled import PackedParameter
+from engine.native.linear.select import choose_linear_kernels
+from profiles.model_spec import ModelSpec
+from profiles.numerics import KV_TYPES
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+"""Multiplies activations [rows, inputs] with a matrix."""
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of rows that products are measured with."""
@@ -29,6 +40,8 @@ _WORKING_SETS = (32 * 2**20, 256 * 2**20, 2**30)
 """Bytes: the weights of a small model, which a large cache may hold, up to beyond any cache."""
 _MATRIX = (4096, 4096)
 """Outputs and inputs of a product in a model of some billions of parameters."""
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of weights that are not quantized."""
 _COLD_BYTES = 256 * 2**20
 """Weights are read in turns from so many, as a model's layers are."""
 _HEADS, _KV_HEADS, _HEAD_DIM = 16, 8, 128
@@ -41,32 +54,33 @@ _LINK_BYTES = (8 * 2**10, 64 * 2**20)
 
 def measure_device(
     order: Order,
-    backend: AttentionBackend | None,
+    backends: Mapping[str, AttentionBackend],
     host: tuple[HostReading, ...],
     seconds: float,
 ) -> DeviceReadings:
     """All figures of the device in about ``seconds``.
 
-    ``backend`` is the engine's attention on a CPU; without one torch's own is measured.
+    ``backends`` is the engine's attention on a CPU, by the type of keys and values; where there is
+    none torch's own is measured.
     """
     device = torch.device(order.device)
-    num_rows = len(ROWS) * len(order.product_dtypes)
-    share = seconds / 4
-    dtype: torch.dtype = getattr(torch, order.dtype)
+    on_cuda = device.type == "cuda"
+    links = measure_links(seconds / 4) if on_cuda else ()
+    share = seconds / 4 if on_cuda else seconds / 3
     return DeviceReadings(
         bandwidth=measure_bandwidth(device, share, order.memory_bytes),
         products={
-            name: measure_products(device, getattr(torch, name), share * len(ROWS) / num_rows)
-            for name in order.product_dtypes
+            name: measure_products(device, name, share / len(order.products))
+            for name in order.products
         },
-        decode_attention=_attention(
-            backend, device, dtype, _DECODE_SEQUENCES, _DECODE_CONTEXT, 1, share / 2
-        ),
-        prefill_attention=_attention(
-            backend, device, dtype, 1, _PREFILL_TOKENS, _PREFILL_TOKENS, share / 2
-        ),
+        attention={
+            name: _both_ways(
+                backends.get(name), device, order.dtype, name, share / len(order.kv_cache_dtypes)
+            )
+            for name in order.kv_cache_dtypes
+        },
         host=host,
-        links=measure_links(share) if order.device == "cuda" else (),
+        links=links,
     )
 
 
@@ -74,47 +88,112 @@ def measure_bandwidth(device: torch.device, seconds: float, memory_bytes: int) -
     """Bytes per second of the fastest of two reading kernels at the working sets that fit."""
     synchronize = _synchronize(device)
     sets = [size for size in _WORKING_SETS if 4 * size <= memory_bytes] or [_WORKING_SETS[0]]
+    inputs = _MATRIX[1]
     readings = []
     for size in sets:
-        outputs = size // (4 * _MATRIX[1])
-        data = torch.ones((outputs, _MATRIX[1]), dtype=torch.float32, device=device)
-        row = torch.ones((1, _MATRIX[1]), dtype=torch.float32, device=device)
+        data = torch.ones((size // (4 * inputs), inputs), dtype=torch.float32, device=device)
+        row = torch.ones((1, inputs), dtype=torch.float32, device=device)
         for kernel in (data.sum, functools.partial(F.linear, row, data)):
             duration = measure(kernel, seconds / (2 * len(sets)), synchronize=synchronize)
             readings.append(duration.inverse(data.nbytes))
     return max(readings, key=lambda reading: reading.median)
 
 
-def measure_products(
-    device: torch.device, dtype: torch.dtype, seconds: float
-) -> tuple[RowReading, ...]:
-    """Operations per second of ``[rows, inputs] x [inputs, outputs]``, weights cold."""
+def measure_products(device: torch.device, name: str, seconds: float) -> tuple[RowReading, ...]:
+    """Operations per second of ``[rows, inputs] x [inputs, outputs]``, weights cold.
+
+    On a CPU by the engine's implementation for weights that are held as ``name`` says.
+    """
     outputs, inputs = _MATRIX
-    count = _COLD_BYTES // (outputs * inputs * dtype.itemsize)
-    weights = [torch.full(_MATRIX, 0.01, dtype=dtype, device=device) for _ in range(count)]
-    return tuple(
-        RowReading(rows, _product(weights, rows, seconds / len(ROWS), device)) for rows in ROWS
-    )
+    count = max(1, int(_COLD_BYTES / (outputs * inputs * bytes_per_weight(name))))
+    products: Sequence[Product]
+    if device.type == "cuda":
+        dtype = _TYPES[name]
+        products = [
+            functools.partial(F.linear, weight=torch.full(_MATRIX, 0.01, dtype=dtype).to(device))
+            for _ in range(count)
+        ]
+    else:
+        dtype = torch.float32
+        products = _engine_products(name, count)
+    readings = []
+    with torch.inference_mode():
+        for rows in ROWS:
+            x = torch.full((rows, inputs), 0.01, dtype=dtype, device=device)
+            readings.append(RowReading(rows, _product(products, x, seconds / len(ROWS))))
+    return tuple(readings)
 
 
-def _product(weights: list[Tensor], rows: int, seconds: float, device: torch.device) -> Reading:
-    x = torch.ones((rows, weights[0].shape[1]), dtype=weights[0].dtype, device=device)
-    turns = itertools.cycle(weights)
+def _product(products: Sequence[Product], x: Tensor, seconds: float) -> Reading:
+    turns = itertools.cycle(products)
     # Waiting for an accelerator takes as long as a small product, so it gets many in a row.
-    in_a_row = 1 if device.type == "cpu" else len(weights)
+    in_a_row = len(products) if x.is_cuda else 1
 
     def work() -> None:
         for _ in range(in_a_row):
-            F.linear(x, next(turns))
+            next(turns)(x)
 
-    duration = measure(work, seconds, synchronize=_synchronize(device))
-    return duration.inverse(in_a_row * 2 * rows * weights[0].numel())
+    duration = measure(work, seconds, synchronize=_synchronize(x.device))
+    return duration.inverse(in_a_row * 2 * len(x) * _MATRIX[0] * _MATRIX[1])
+
+
+def _engine_products(name: str, count: int) -> list[Product]:
+    """The engine's own, each with a matrix of its own."""
+    outputs, inputs = _MATRIX
+    scheme = "none" if name in _TYPES else name
+    stored = _TYPES.get(name, torch.float32)
+    kernels = choose_linear_kernels(_model_around(_MATRIX), scheme, stored, torch.float32, "auto")
+    kernel = kernels.gate_up
+
+    def product() -> Product:
+        weight = kernel.create_weight(outputs, inputs, load_whole)
+        if isinstance(weight, PackedParameter):
+            weight.matrix.fill()
+        else:
+            weight.data.fill_(0.01)
+        kernel.run(torch.zeros(1, inputs), weight, None)  # packs what is packed at first use
+        return lambda x: kernel.run(x, weight, None)
+
+    return [product() for _ in range(count)]
+
+
+def _model_around(matrix: tuple[int, int]) -> ModelSpec:
+    """A model whose gate and up projection is such a matrix."""
+    outputs, inputs = matrix
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": outputs,
+        "hidden_size": inputs,
+        "intermediate_size": outputs // 2,
+        "num_hidden_layers": 1,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KV_HEADS,
+        "head_dim": _HEAD_DIM,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+    }
+    return ModelSpec.from_config(config)
+
+
+def _both_ways(
+    backend: AttentionBackend | None,
+    device: torch.device,
+    dtype: str,
+    kv_dtype: str,
+    seconds: float,
+) -> AttentionReadings:
+    kinds = ((_DECODE_SEQUENCES, _DECODE_CONTEXT, 1), (1, _PREFILL_TOKENS, _PREFILL_TOKENS))
+    return AttentionReadings(
+        *(_attention(backend, device, dtype, kv_dtype, *kind, seconds / 2) for kind in kinds)
+    )
 
 
 def _attention(
     backend: AttentionBackend | None,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: str,
+    kv_dtype: str,
     num_sequences: int,
     context: int,
     num_new: int,
@@ -122,15 +201,32 @@ def _attention(
 ) -> AttentionReading:
     """One layer's attention of ``num_new`` tokens of each sequence after all but them."""
     pairs = num_sequences * num_new * (context - num_new + 0.5 * (num_new + 1))
-    kv_bytes = num_sequences * (context + num_new) * 2 * _KV_HEADS * _HEAD_DIM * dtype.itemsize
+    elements = num_sequences * (context + num_new) * 2 * _KV_HEADS * _HEAD_DIM
+    of_queries: torch.dtype = getattr(torch, dtype)
     work = (
-        _torch_attention(device, dtype, num_sequences, context, num_new)
+        _torch_attention(device, of_queries, num_sequences, context, num_new)
         if backend is None
-        else _backend_attention(backend, dtype, num_sequences, context, num_new)
+        else _backend_attention(backend, of_queries, num_sequences, context, num_new)
     )
     with torch.inference_mode():
         duration = measure(work, seconds, synchronize=_synchronize(device))
-    return AttentionReading(kv_bytes, pairs * 4 * _HEADS * _HEAD_DIM, duration)
+    return AttentionReading(
+        elements * _kv_element_bytes(kv_dtype), pairs * 4 * _HEADS * _HEAD_DIM, duration
+    )
+
+
+def _kv_element_bytes(kv_dtype: str) -> float:
+    known = KV_TYPES.get(kv_dtype)
+    plain: torch.dtype = getattr(torch, kv_dtype)
+    return plain.itemsize if known is None else known.bytes_per_element(0, _HEAD_DIM)
+
+
+def fill_cache(caches: Iterable[LayerCache]) -> None:
+    """Writes every page: unwritten ones are all the same page of zeros, and cached."""
+    for cache in caches:
+        for tensor in cache:
+            if tensor is not None:
+                tensor.fill_(1)
 
 
 def _backend_attention(
@@ -140,9 +236,7 @@ def _backend_attention(
     (cache,) = backend.allocate_cache(
         1, num_sequences * blocks_each, _KV_HEADS, _BLOCK_SIZE, _HEAD_DIM
     )
-    for tensor in cache:
-        if tensor is not None:
-            tensor.fill_(1)  # pages that were never written are all the same one, and cached
+    fill_cache([cache])
     tables = torch.arange(num_sequences * blocks_each, dtype=torch.int32).view(num_sequences, -1)
     positions = torch.arange(context - num_new, context)
     slots = (tables[:, :1].long() * _BLOCK_SIZE + positions).flatten()

@@ -5,11 +5,12 @@ Pure; needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.calibration.readings import (
     AttentionReading,
+    AttentionReadings,
     DeviceReadings,
     HostReading,
     LinkReading,
@@ -17,7 +18,9 @@ from engine.calibration.readings import (
     Reading,
     RowReading,
     StepReading,
+    bytes_per_weight,
 )
+from planner.fits import type_key
 from profiles.accelerator import (
     AcceleratorProfile,
     Figure,
@@ -26,13 +29,13 @@ from profiles.accelerator import (
     ProvenanceKind,
 )
 from profiles.latency import percentile
+from profiles.numerics import SCHEMES, check_scheme
 from profiles.step_cost import StepShape
-from profiles.step_time import FittedCoefficients, RateCurve, StepTimeFit, StepTimeModel
+from profiles.step_time import FitKey, FittedCoefficients, RateCurve, StepTimeFit, StepTimeModel
 
 ENGINE = "native"
 COLLECTIVES_ENGINE = "vllm"
 """The engine that runs tensor parallelism over NCCL."""
-DTYPE_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SOURCE = "ridgeline hardware calibrate"
 _HELD_OUT = 3
 """Every third step is kept from the fit, to judge it by."""
@@ -74,8 +77,9 @@ def measured_profile(
 ) -> AcceleratorProfile:
     """``profile`` with the device's readings in it, fits of older readings dropped.
 
-    ``dtype`` is the type that attention was measured with. A peak is only ever raised: a product
-    that was measured faster than the datasheet's peak is the new peak (see ``profiles.measured``).
+    ``dtype`` is the type of activations that attention was measured with. A peak is only ever
+    raised: a product that was measured faster than the datasheet's peak is the new peak (see
+    ``profiles.measured``).
     """
     origin = Provenance(ProvenanceKind.MEASURED, SOURCE, date=date)
 
@@ -83,35 +87,27 @@ def measured_profile(
         return Figure(_rounded(reading.median), origin, _rounded(reading.spread))
 
     rates = [
-        LinearRate(DTYPE_KEYS[name], row.num_rows, figure(row.flops))
+        LinearRate(name, row.num_rows, figure(row.flops))
         for name, rows in readings.products.items()
         for row in rows
     ]
-    best: dict[str, Figure] = {}
+    peaks, best = dict(profile.dense_flops), dict[str, Figure]()
     for rate in rates:
-        if rate.dtype not in best or rate.flops.value > best[rate.dtype].value:
-            best[rate.dtype] = rate.flops
-    raised = {
-        name: found
-        for name, found in best.items()
-        if name not in profile.dense_flops or found.value > profile.dense_flops[name].value
-    }
-    # Attention may read faster than the probe, from a cache that holds its keys and values.
-    kv_rate = readings.decode_attention.seconds.inverse(readings.decode_attention.kv_bytes)
-    bandwidth = figure(max(readings.bandwidth, kv_rate, key=lambda reading: reading.median))
+        _raise_peaks(peaks, best, rate, profile)
+    bandwidth = figure(max(_reads(readings), key=lambda reading: reading.median))
     measured = replace(
         profile,
         bandwidth_bytes_per_s=bandwidth,
-        dense_flops={**profile.dense_flops, **raised},
+        dense_flops=peaks,
         achievable_flops={**profile.achievable_flops, **best},
         linear_rates=tuple(rates),
         fits=(),
     )
-    peak = measured.dense_flops.get(DTYPE_KEYS[dtype]) or measured.dense_flops["fp32"]
+    peak = peaks.get(type_key(dtype)) or peaks["fp32"]
     # Without a backend of the engine it was torch's own attention, which no engine runs.
     attention = ENGINE if profile.is_cpu else "torch"
     coefficients = [
-        (attention, _attention_shares(readings, bandwidth.value, peak.value)),
+        (attention, _attention_shares(readings.attention, bandwidth.value, peak.value)),
         (ENGINE, _host_overheads(readings.host)),
         (COLLECTIVES_ENGINE, _collectives(readings.links, profile)),
     ]
@@ -123,9 +119,43 @@ def measured_profile(
     return replace(measured, coefficients={**profile.coefficients, **found})
 
 
-def learn_model(
-    model: StepTimeModel, fingerprint: str, dtype: str, readings: ModelReadings, date: str
-) -> Learned:
+def _raise_peaks(
+    peaks: dict[str, Figure], best: dict[str, Figure], rate: LinearRate, profile: AcceleratorProfile
+) -> None:
+    """Takes a measured product into the fastest ones, by the arithmetic that it ran in.
+
+    On a CPU that is float32 for unquantized weights, whatever type they are held in, and for
+    schemes what the numerics matrix says. Where the kernel uses instructions that have only a
+    share of the peak, that much more is the peak.
+    """
+    key, share = rate.dtype, 1.0
+    if profile.is_cpu:
+        key = "fp32"
+        if rate.dtype in SCHEMES:
+            verdict = check_scheme(rate.dtype, profile, ENGINE)
+            key, share = verdict.compute, verdict.share
+    found = rate.flops
+    if key not in best or found.value > best[key].value:
+        best[key] = found
+    if key not in peaks or found.value > share * peaks[key].value:
+        peaks[key] = replace(found, value=_rounded(found.value / share))
+
+
+def _reads(readings: DeviceReadings) -> Iterator[Reading]:
+    """Bytes per second of everything that reads more than it computes.
+
+    Attention and products may read faster than the probes, from a cache or by better code.
+    """
+    yield readings.bandwidth
+    for attention in readings.attention.values():
+        yield attention.decode.seconds.inverse(attention.decode.kv_bytes)
+    for name, rows in readings.products.items():
+        for row in rows:
+            if row.num_rows == 1:
+                yield row.flops.scaled(bytes_per_weight(name) / 2)
+
+
+def learn_model(model: StepTimeModel, key: FitKey, readings: ModelReadings, date: str) -> Learned:
     """Fits ``model`` to two thirds of the measured steps and judges it by the others."""
     curves = replace(
         model.rates, linear_curve=_curve(readings.layers), head_curve=_curve(readings.head)
@@ -145,10 +175,7 @@ def learn_model(
         spread=_rounded(max(_LEAST_SPREAD, (sum(squares) / len(squares)) ** 0.5)),
     )
     found = FittedCoefficients(
-        engine=ENGINE,
-        model=fingerprint,
-        dtype=dtype,
-        quantization="none",
+        key=key,
         coefficients=fitted.coefficients,
         spread=fitted.spread or 0.0,
         domain=fitted.domain,
@@ -181,19 +208,23 @@ def _rounded(value: float) -> float:
 
 
 def _attention_shares(
-    readings: DeviceReadings, bandwidth: float, peak: float
+    readings: Mapping[str, AttentionReadings], bandwidth: float, peak: float
 ) -> Mapping[str, tuple[float, float]]:
     """Shares of bandwidth and peak at which the two runs of attention take what they took.
 
-    Two unknowns, two runs: decoding is nearly all reading, prefill nearly all computing.
+    Two unknowns, two runs for each type of keys and values.
     """
-    decode, prefill = readings.decode_attention, readings.prefill_attention
-    s_per_byte, s_per_flop = _solve(decode, prefill)
-    spread = max(decode.seconds.spread, prefill.seconds.spread)
-    return {
-        "kv_bandwidth": (max(_LEAST_SHARE, 1 / (s_per_byte * bandwidth)), spread),
-        "attention": (max(_LEAST_SHARE, 1 / (s_per_flop * peak)), spread),
-    }
+    found = {}
+    for kv_dtype, attention in readings.items():
+        s_per_byte, s_per_flop = _solve(attention.decode, attention.prefill)
+        spread = max(attention.decode.seconds.spread, attention.prefill.seconds.spread)
+        shares = {
+            "kv_bandwidth": 1 / (s_per_byte * bandwidth),
+            "attention": 1 / (s_per_flop * peak),
+        }
+        for name, share in shares.items():
+            found[f"{name}.{kv_dtype}"] = (max(_LEAST_SHARE, share), spread)
+    return found
 
 
 def _solve(decode: AttentionReading, prefill: AttentionReading) -> tuple[float, float]:

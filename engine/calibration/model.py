@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.calibration.device import fill_cache
 from engine.calibration.grid import StepCase, step_cases
 from engine.calibration.readings import (
     HostReading,
+    ModelOrder,
     ModelReadings,
     Order,
     RowReading,
@@ -25,8 +28,12 @@ from engine.calibration.readings import (
 from engine.calibration.timing import FEWEST_RUNS, measure, reading_of
 from engine.config import EngineConfig
 from engine.native.attention.backend import AttentionBatch, LayerCache
+from engine.native.compiled_forward import CompiledForward
+from engine.native.forward import Forward, ModularForward
+from engine.native.input_batch import StepInputs
 from engine.native.runner import ModelRunner
 from profiles.model_spec import ModelSpec
+from profiles.numerics import KV_TYPES
 from scheduler.config import SchedulerConfig
 from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan
@@ -34,7 +41,6 @@ from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _HEAD_ROWS = (1, 2, 4, 8, 16, 32, 64)
 """More rows than sequences are never sampled in a step."""
-_GRAIN_ELEMENTS = 32_768
 _PROBE_ROWS = 64
 _FEWEST_ROWS = 5
 _MAX_NUM_SEQS = 64
@@ -44,42 +50,43 @@ _TOKEN_ID = 1
 _REPEATS = 3
 """Measured steps in a row at each visit of a case."""
 _FEWEST_CASES = 12
+_MOST_SAMPLES = 60
+"""Of a case; what time is left then is for slower models."""
 _LAYERS_SHARE = 0.35
 """Of a model's time, for its layers alone."""
 
 
 class CalibrationRunner(ModelRunner):
-    """The engine's runner, with its layers and its cache within reach."""
+    """The engine's runner, with its layers, its head and its cache within reach."""
 
     def fill_cache(self) -> None:
-        """Writes every page of the cache: unwritten ones are all the same page of zeros."""
-        for cache in self._caches:
-            cache.keys.fill_(0.01)
-            cache.values.fill_(0.01)
+        fill_cache(self._caches)
 
     def measure_layers(self, num_tokens: int, seconds: float) -> RowReading:
         """One pass of so many tokens through all layers but for attention.
 
         The norms and activations between the products are measured with them: what they cost
-        depends on the number of tokens alone, and often in leaps (see ``layer_rows``).
+        depends on the number of tokens alone.
         """
-        token_ids = torch.full((num_tokens,), _TOKEN_ID)
-        positions = torch.arange(num_tokens)
-        backend = _NoAttention()
-
-        def work() -> None:
-            self._model(token_ids, positions, num_tokens, self._caches, backend)
-
+        inputs = tokens_in_a_row(num_tokens, self._limits.max_model_len)
         with torch.inference_mode():
-            duration = measure(work, seconds)
+            duration = measure(
+                lambda: self.layers_alone.logits(inputs, inputs.sampled_tokens), seconds
+            )
         return RowReading(num_tokens, duration.inverse(num_tokens * self.spec.flops_per_token))
 
+    @cached_property
+    def layers_alone(self) -> Forward:
+        """The engine's own forward pass, in which queries pass for attention's output."""
+        if isinstance(self._forward, CompiledForward):
+            return CompiledForward(self._model, self.spec, self._caches, attends=False)
+        return ModularForward(self._model, self._caches, _NoAttention())
+
     def measure_head(self, num_rows: int, seconds: float) -> RowReading:
-        hidden = torch.full(
-            (num_rows, self.spec.hidden_size), 0.01, dtype=self._model.lm_head.weight.dtype
-        )
+        head, dtype = self._model.lm_head, self._model.model.norm.weight.dtype
+        hidden = torch.full((num_rows, self.spec.hidden_size), 0.01, dtype=dtype)
         with torch.inference_mode():
-            duration = measure(lambda: self._model.compute_logits(hidden), seconds)
+            duration = measure(lambda: head(hidden), seconds)
         flops = num_rows * self.spec.flops_per_sampled_token
         return RowReading(num_rows, duration.inverse(flops))
 
@@ -88,6 +95,11 @@ class _NoAttention:
     """An attention backend that answers the queries with themselves."""
 
     name = "none"
+
+    def allocate_cache(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
+    ) -> list[LayerCache]:
+        raise NotImplementedError
 
     def prepare(self, batch: AttentionBatch) -> None:
         pass
@@ -98,21 +110,24 @@ class _NoAttention:
         return query.flatten(1)
 
 
-def layer_rows(spec: ModelSpec) -> tuple[int, ...]:
-    """Numbers of tokens to measure layers with: powers of two, and both sides of every leap.
+def tokens_in_a_row(num_tokens: int, max_model_len: int) -> StepInputs:
+    """Tokens of which none is sampled; where their keys and values would go does not matter.
 
-    torch gives an elementwise operation to a second thread beyond 32768 elements
-    (``at::internal::GRAIN_SIZE``); waking it can cost more than the operation itself.
+    More than one sequence may have begin at the first position again.
     """
-    widths = (
-        spec.hidden_size,
-        spec.intermediate_size,
-        spec.num_attention_heads * spec.head_dim,
-        spec.num_kv_heads * spec.head_dim,
+    return StepInputs(
+        token_ids=torch.full((num_tokens,), _TOKEN_ID),
+        positions=torch.arange(num_tokens) % max_model_len,
+        attention=AttentionBatch(
+            query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
+            context_lens=torch.tensor([num_tokens], dtype=torch.int32),
+            block_tables=torch.zeros((1, -(-num_tokens // _BLOCK_SIZE)), dtype=torch.int32),
+            slot_mapping=torch.arange(num_tokens),
+        ),
+        max_context_len=min(num_tokens, max_model_len),
+        sampled_tokens=torch.empty(0, dtype=torch.int64),
+        sampled_ids=(),
     )
-    last = [_GRAIN_ELEMENTS // width for width in widths]
-    leaps = {rows for below in last for rows in (below, below + 1)}
-    return tuple(sorted(rows for rows in {*_ROWS, *leaps} if 1 <= rows <= _MAX_NUM_TOKENS))
 
 
 class StepBench:
@@ -178,21 +193,24 @@ class StepBench:
 
 
 def measure_model(
-    directory: Path, order: Order, seconds: float, progress: Callable[[str], None]
+    model: ModelOrder, order: Order, seconds: float, progress: Callable[[str], None]
 ) -> ModelReadings:
     """The model's layers and steps in about ``seconds``, loading aside."""
-    spec = ModelSpec.from_directory(directory)
-    cases = _affordable(step_cases(spec.max_model_len, _MAX_NUM_SEQS, _MAX_NUM_TOKENS), spec, order)
-    runner, bench = load(directory, spec, order, cases)
-    progress(f"{directory.name}: layers")
+    spec = ModelSpec.from_directory(model.directory)
+    every_case = step_cases(spec.max_model_len, _MAX_NUM_SEQS, _MAX_NUM_TOKENS)
+    cases = _affordable(every_case, spec, model, order)
+    name = f"{model.directory.name}, weights {model.quantization}"
+    progress(f"{name}: loading")
+    runner, bench = load(model, spec, order, cases)
+    progress(f"{name}: layers")
     budget = seconds * _LAYERS_SHARE
-    rows = _affordable_rows(layer_rows(spec), runner.measure_layers(_PROBE_ROWS, 0.0), spec, budget)
+    rows = _affordable_rows(_ROWS, runner.measure_layers(_PROBE_ROWS, 0.0), spec, budget)
     share = budget / (len(rows) + len(_HEAD_ROWS))
     linear = tuple(runner.measure_layers(number, share) for number in rows)
     head = tuple(runner.measure_head(number, share) for number in _HEAD_ROWS)
-    progress(f"{directory.name}: steps")
+    progress(f"{name}: steps")
     steps = measure_steps(bench, cases, seconds * (1 - _LAYERS_SHARE))
-    return ModelReadings(directory, linear, head, steps)
+    return ModelReadings(model, linear, head, steps)
 
 
 def measure_steps(
@@ -203,7 +221,7 @@ def measure_steps(
 ) -> tuple[StepReading, ...]:
     """Rounds over the cases, so that a disturbance hits one sample of many cases.
 
-    The first round warms up and finds out how many cases a third of the time is enough for.
+    The first round warms up and finds out how many cases a quarter of the time is enough for.
     """
     start = clock()
     affordable: list[StepCase] = []
@@ -215,7 +233,7 @@ def measure_steps(
     round_s = clock() - start
     num_repeats = _REPEATS if round_s * _REPEATS < seconds - round_s else 1
     samples: list[list[float]] = [[] for _ in affordable]
-    while not samples[-1] or clock() - start < seconds:
+    while not samples[-1] or (clock() - start < seconds and len(samples[-1]) < _MOST_SAMPLES):
         for case, durations in zip(affordable, samples, strict=True):
             durations += bench.run(case, num_repeats)
             if samples[-1] and clock() - start > seconds:
@@ -239,7 +257,7 @@ def measure_host(order: Order, seconds: float) -> tuple[HostReading, ...]:
         ]
         with _tiny_checkpoint(num_layers) as directory:
             spec = ModelSpec.from_directory(directory)
-            _, bench = load(directory, spec, order, cases)
+            _, bench = load(ModelOrder(directory, "none", "auto"), spec, order, cases)
             for step, case in zip(measure_steps(bench, cases, seconds / 2), cases, strict=True):
                 readings.append(
                     HostReading(num_layers, case.num_sequences, case.num_tokens, step.seconds)
@@ -247,9 +265,12 @@ def measure_host(order: Order, seconds: float) -> tuple[HostReading, ...]:
     return tuple(readings)
 
 
-def _affordable(cases: list[StepCase], spec: ModelSpec, order: Order) -> list[StepCase]:
+def _affordable(
+    cases: list[StepCase], spec: ModelSpec, model: ModelOrder, order: Order
+) -> list[StepCase]:
     """The cases whose KV cache takes at most a quarter of the memory."""
-    kv_bytes = spec.kv_bytes_per_token(getattr(torch, order.dtype).itemsize)
+    kv_type = KV_TYPES[model.kv_cache_dtype]
+    kv_bytes = spec.kv_bytes_per_token(kv_type.bytes_per_element(0, spec.head_dim))
     return [case for case in cases if 4 * case.kv_tokens * kv_bytes <= order.memory_bytes]
 
 
@@ -291,13 +312,12 @@ def _tiny_checkpoint(num_layers: int) -> Iterator[Path]:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 64,
-        # Just wide enough that products are divided among threads, as those of real models are.
-        "hidden_size": 256,
-        "intermediate_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
         "num_hidden_layers": num_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 64,
+        "head_dim": 16,
         "hidden_act": "silu",
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
@@ -314,7 +334,7 @@ def _tiny_checkpoint(num_layers: int) -> Iterator[Path]:
 
 
 def load(
-    directory: Path, spec: ModelSpec, order: Order, cases: list[StepCase]
+    model: ModelOrder, spec: ModelSpec, order: Order, cases: list[StepCase]
 ) -> tuple[CalibrationRunner, StepBench]:
     """The model as the engine would run it, with a cache for the largest of the cases."""
     tokens = max(case.kv_tokens + case.num_sequences * (_BLOCK_SIZE + _REPEATS) for case in cases)
@@ -322,8 +342,10 @@ def load(
     num_blocks = max(tokens, length + _BLOCK_SIZE) // _BLOCK_SIZE + 1
     runner = CalibrationRunner(
         EngineConfig(
-            model_dir=directory,
+            model_dir=model.directory,
             dtype=order.dtype,
+            quantization=model.quantization,
+            kv_cache_dtype=model.kv_cache_dtype,
             num_threads=order.num_threads,
             attention_backend=order.attention_backend,
             scheduler=SchedulerConfig(

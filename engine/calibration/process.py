@@ -6,6 +6,7 @@ will meet.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 
@@ -19,6 +20,7 @@ from engine.calibration.readings import (
     decode_order,
     encode,
 )
+from engine.environment import bind_compute_threads
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec
 
@@ -44,8 +46,9 @@ def measure_all(order: Order) -> Readings:
         ValueError: a model cannot be loaded; one line.
     """
     started = time.perf_counter()
-    for directory in order.model_dirs:  # before minutes are spent on the device
-        check_supported(ModelSpec.from_directory(directory))
+    bind_compute_threads(order.cpus)
+    for model in order.models:  # before minutes are spent on the device
+        check_supported(ModelSpec.from_directory(model.directory))
     import torch
 
     from engine.calibration.device import measure_device
@@ -54,24 +57,28 @@ def measure_all(order: Order) -> Readings:
 
     torch.set_num_threads(order.num_threads)
     on_cpu = order.device == "cpu"
-    backend = None
-    if on_cpu:
-        dtype = getattr(torch, order.dtype)
-        backend = select_attention_backend(order.attention_backend, dtype, dtype)
+    backends = {
+        name: select_attention_backend(
+            order.attention_backend, getattr(torch, order.dtype), getattr(torch, name)
+        )
+        for name in order.kv_cache_dtypes
+        if on_cpu
+    }
     _send(Progressed("the host's work in a step"))
     scale = min(1.0, order.seconds / 80.0)
     host = measure_host(order, _HOST_SECONDS * scale) if on_cpu else ()
     _send(Progressed("memory, matrix products, attention"))
-    device = measure_device(order, backend, host, _DEVICE_SECONDS * scale)
+    device = measure_device(order, backends, host, _DEVICE_SECONDS * scale)
     models = []
-    for index, directory in enumerate(order.model_dirs):
+    for index, model in enumerate(order.models):
         left = order.seconds - (time.perf_counter() - started)
-        share = max(_LEAST_MODEL_SECONDS * scale, left / (len(order.model_dirs) - index))
-        models.append(measure_model(directory, order, share, lambda text: _send(Progressed(text))))
+        share = max(_LEAST_MODEL_SECONDS * scale, left / (len(order.models) - index))
+        models.append(measure_model(model, order, share, lambda text: _send(Progressed(text))))
+        gc.collect()  # parameters know their layers and layers their parameters
     return Readings(
         device=device,
         models=tuple(models),
-        attention_backend=backend.name if backend is not None else "torch",
+        attention_backend=", ".join({backend.name: 0 for backend in backends.values()}) or "torch",
         seconds=time.perf_counter() - started,
     )
 

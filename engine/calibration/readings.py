@@ -6,19 +6,36 @@ from pathlib import Path
 
 import msgspec
 
+from profiles.numerics import SCHEMES
+
+_TYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+
+
+class ModelOrder(msgspec.Struct, frozen=True):
+    """A model whose steps are to be learned, and what holds its weights, keys and values."""
+
+    directory: Path
+    quantization: str
+    """As in ``EngineConfig``, like the type of the cache."""
+    kv_cache_dtype: str
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be measured."""
 
     device: str
     """``cpu`` or ``cuda``."""
-    model_dirs: tuple[Path, ...]
-    """Models whose steps are to be learned, on a CPU."""
+    models: tuple[ModelOrder, ...]
+    """On a CPU."""
     dtype: str
-    """Type of their weights, activations and KV cache, as in ``EngineConfig``."""
-    product_dtypes: tuple[str, ...]
-    """Types whose matrix products are measured, by their names in torch."""
+    """Type of activations, as in ``EngineConfig``."""
+    products: tuple[str, ...]
+    """Weights whose matrix products are measured: schemes, or types (``bf16``)."""
+    kv_cache_dtypes: tuple[str, ...]
+    """Types of keys and values whose attention is measured."""
     num_threads: int
+    cpus: tuple[int, ...] = ()
+    """The hardware thread that each thread is bound to, as in ``EngineConfig``."""
     memory_bytes: int
     """Memory that may be taken."""
     seconds: float
@@ -37,6 +54,9 @@ class Reading(msgspec.Struct, frozen=True):
         """``amount`` per unit of this: a duration as a rate."""
         return Reading(amount / self.median, self.spread, self.num_repeats)
 
+    def scaled(self, factor: float) -> Reading:
+        return Reading(factor * self.median, self.spread, self.num_repeats)
+
 
 class RowReading(msgspec.Struct, frozen=True):
     """Rate of matrix products with ``num_rows`` rows of activations, in operations per second."""
@@ -51,6 +71,13 @@ class AttentionReading(msgspec.Struct, frozen=True):
     kv_bytes: float
     flops: float
     seconds: Reading
+
+
+class AttentionReadings(msgspec.Struct, frozen=True):
+    """Decoding is nearly all reading, a prompt nearly all computing."""
+
+    decode: AttentionReading
+    prefill: AttentionReading
 
 
 class HostReading(msgspec.Struct, frozen=True):
@@ -74,9 +101,9 @@ class DeviceReadings(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth: Reading
     """Bytes per second of the fastest reading kernel at any working set."""
     products: dict[str, tuple[RowReading, ...]]
-    """By type."""
-    decode_attention: AttentionReading
-    prefill_attention: AttentionReading
+    """By what the weights are held in, as ordered."""
+    attention: dict[str, AttentionReadings]
+    """By the type of keys and values."""
     host: tuple[HostReading, ...] = ()
     links: tuple[LinkReading, ...] = ()
 
@@ -90,7 +117,7 @@ class StepReading(msgspec.Struct, frozen=True):
 
 
 class ModelReadings(msgspec.Struct, frozen=True):
-    directory: Path
+    order: ModelOrder
     layers: tuple[RowReading, ...]
     """Rate of the operations of all products, everything but attention included in the time."""
     head: tuple[RowReading, ...]
@@ -141,3 +168,8 @@ def decode_message(line: bytes) -> Message:
 
 def decode_order(data: bytes) -> Order:
     return msgspec.json.decode(data, type=Order, dec_hook=lambda kind, value: kind(value))
+
+
+def bytes_per_weight(name: str) -> float:
+    """Of weights as ``Order.products`` names them."""
+    return _TYPE_BYTES.get(name) or SCHEMES[name].bits_per_weight / 8

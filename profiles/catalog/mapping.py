@@ -7,6 +7,7 @@ A provenance that is only a string is a datasheet's, verified and without spread
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from profiles.accelerator import (
     ProvenanceKind,
     Vendor,
 )
-from profiles.step_time import TERMS, Domain, FittedCoefficients, RateCurve
+from profiles.step_time import TERMS, Domain, FitKey, FittedCoefficients, RateCurve
 
 _T = TypeVar("_T")
 _Entry = str | dict[str, Any]
@@ -73,7 +74,8 @@ class _FitEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     engine: str
     model: str
     dtype: str
-    quantization: str
+    weights: str
+    kv_cache_dtype: str
     coefficients: dict[str, float]
     spread: float
     domain: _DomainEntry
@@ -281,10 +283,7 @@ class _Builder:
         except ValueError as error:
             self._fail(f"fits: {error}")
         return FittedCoefficients(
-            engine=fit.engine,
-            model=fit.model,
-            dtype=fit.dtype,
-            quantization=fit.quantization,
+            key=FitKey(fit.engine, fit.model, fit.dtype, fit.weights, fit.kv_cache_dtype),
             coefficients=tuple(fit.coefficients[term] for term in TERMS),
             spread=fit.spread,
             domain=Domain(fit.domain.num_tokens, fit.domain.num_sequences, fit.domain.kv_tokens),
@@ -314,10 +313,7 @@ class _Origin(NamedTuple):
 
 def _fit_to_mapping(fit: FittedCoefficients) -> dict[str, Any]:
     entry = _FitEntry(
-        engine=fit.engine,
-        model=fit.model,
-        dtype=fit.dtype,
-        quantization=fit.quantization,
+        **dataclasses.asdict(fit.key),
         coefficients=dict(zip(TERMS, fit.coefficients, strict=True)),
         spread=fit.spread,
         domain=_DomainEntry(fit.domain.num_tokens, fit.domain.num_sequences, fit.domain.kv_tokens),

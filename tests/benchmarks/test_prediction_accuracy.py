@@ -23,7 +23,7 @@ from profiles.latency import RequestTimes
 from server.trial import TrialServer, trial_config
 from tests.step_times import host_bound_model
 
-SERVER = TrialServer(Path("model"), "float32", 2, trial_config(1024, 49_152))
+SERVER = TrialServer(Path("model"), "float32", "int8", "bfloat16", trial_config(1024, 49_152))
 
 
 def times(ttft: float, tpot: float, count: int = 3) -> list[RequestTimes]:

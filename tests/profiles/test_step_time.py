@@ -12,6 +12,7 @@ from profiles.step_time import (
     TERMS,
     DeviceRates,
     Domain,
+    FitKey,
     FittedCoefficients,
     Priors,
     RateCurve,
@@ -104,12 +105,28 @@ def test_measured_products_replace_the_roofline(model: StepTimeModel) -> None:
     assert terms["head"] == pytest.approx(model.cost.head_flops_per_row / 2e9)
 
 
+def test_activations_pass_through_memory_as_often_as_the_engine_lets_them() -> None:
+    fused = replace(PRIORS, activation_passes=2.0)
+    shape = StepShape.of([(0, 100)], (None,), 1)
+
+    def model_of(priors: Priors) -> StepTimeModel:
+        rates = DeviceRates(30e9, 200e9, 200e9, hop_bytes_per_s=1e9)
+        return StepTimeModel(tiny_cost(), rates, priors, pipeline_parallel_size=2)
+
+    usual, less = (
+        dict(zip(TERMS, model_of(priors).terms(shape), strict=True)) for priors in (PRIORS, fused)
+    )
+    hidden_bytes = 100 * 64 * 4
+    saved = 6 * 2 * hidden_bytes / (30e9 * PRIORS.bandwidth)
+    assert usual["tokens"] - less["tokens"] == pytest.approx(saved)
+    # What a pipeline stage sends the next one is one hidden vector either way.
+    assert usual["communication"] == less["communication"]
+    assert less["communication"] == pytest.approx(hidden_bytes / (1e9 * PRIORS.link))
+
+
 def test_with_fit_takes_over_all_that_was_learned(model: StepTimeModel) -> None:
     fit = FittedCoefficients(
-        engine="native",
-        model="m",
-        dtype="float32",
-        quantization="none",
+        key=FitKey("native", "m", "float32", "bf16", "bfloat16"),
         coefficients=(2.0,) * len(TERMS),
         spread=0.03,
         domain=Domain(64, 8, 1000),

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from planner.sizing import size_all
 from planner.workload import Ask, Workload
+from profiles.catalog import load_catalog
 from profiles.latency import RequestTimes
 from server.trial import (
     TrialError,
     TrialServer,
     mean_latencies,
+    native_candidate,
+    native_step_time_model,
     planned_asks,
     running,
     trial_config,
 )
+from tests.planner.questions import ask
 
 
 def test_prompts_begin_alike_exactly_where_the_workload_says() -> None:
@@ -39,13 +44,41 @@ def test_another_seed_shares_nothing_with_the_run_before() -> None:
 
 def test_the_server_gets_the_limits_that_its_simulation_gets() -> None:
     config = trial_config(max_model_len=512, num_kv_tokens=8192)
-    model, *flags = TrialServer(Path("model"), "float32", 2, config).arguments
+    server = TrialServer(Path("model"), "float32", "int8", "bfloat16", config, num_threads=2)
+    model, *flags = server.arguments
     assert model == "model"
     given = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert (given["--quantization"], given["--kv-cache-dtype"]) == ("int8", "bfloat16")
     assert given["--num-kv-blocks"] == str(config.num_blocks) == "513"
     assert given["--max-num-seqs"] == str(config.max_num_seqs)
     assert given["--max-num-batched-tokens"] == str(config.max_num_batched_tokens)
     assert given["--threads"] == "2"
+
+
+def test_threads_that_nobody_asked_for_are_the_server_s_to_place() -> None:
+    config = trial_config(max_model_len=512, num_kv_tokens=8192)
+    assert "--threads" not in TrialServer(Path("m"), "float32", "none", "float32", config).arguments
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int8_g128", "int4", "int4_g128"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("device", ["cpu-avx2", "cpu-avx512-vnni", "cpu-amx", "cpu-neon"])
+def test_a_trial_s_step_times_are_those_of_the_plan_with_the_same_formats(
+    scheme: str, kv_dtype: str, device: str
+) -> None:
+    question = ask("Qwen3-0.6B", f"2x{device}", quantization=scheme, kv_cache_dtype=kv_dtype)
+    (group,) = question.hardware
+    planned = size_all(question, group, 4).fitting[0].model
+    candidate = native_candidate(group.profile, "float32", scheme, kv_dtype)
+    assert native_step_time_model(question.spec, candidate) == planned
+
+
+def test_a_format_without_kernels_is_one_clear_error() -> None:
+    profile = load_catalog().find("cpu-avx2")
+    with pytest.raises(ValueError, match="no kernels for awq weights"):
+        native_candidate(profile, "float32", "awq", "float32")
+    with pytest.raises(ValueError, match="no fp8 KV cache"):
+        native_candidate(profile, "float32", "int8", "fp8")
 
 
 def test_means_are_over_requests_and_a_single_token_has_no_gap() -> None:
@@ -58,7 +91,7 @@ def test_means_are_over_requests_and_a_single_token_has_no_gap() -> None:
 def test_a_server_that_does_not_start_is_one_clear_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server = TrialServer(tmp_path, "float32", 1, trial_config(64, 64))
+    server = TrialServer(tmp_path, "float32", "none", "float32", trial_config(64, 64), 1)
     with pytest.raises(TrialError, match="ended with exit code 1"), running(server.arguments):
         pass
     assert "no config.json" in capfd.readouterr().err
