@@ -84,6 +84,7 @@ def read_profile(path: Path) -> AcceleratorProfile:
         data = read_yaml(path.read_text(encoding="utf-8"))
         if isinstance(data, dict):
             data.pop("sources", None)  # the legend that `hardware show --json` adds
+            data.pop("calibration", None)  # the version of a measured profile
         return profile_from_mapping(data)
     except (OSError, UnicodeDecodeError) as error:
         raise HardwareExpressionError(f"profile {path} cannot be read: {error}") from None

@@ -16,6 +16,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -38,6 +39,10 @@ from profiles.detect import detect_host
 
 logger = logging.getLogger(__name__)
 
+CALIBRATION = 2
+"""Version of what is measured and of the engine that it is measured with. Whoever changes either
+so that older figures mislead raises it, and they are ignored. 1 was before the compiled steps."""
+_VERSION_KEY = "calibration"
 _HERE = frozenset({ProvenanceKind.MEASURED, ProvenanceKind.FITTED})
 """Provenance of what calibration found out."""
 
@@ -60,11 +65,17 @@ class MeasuredStore:
         """The stored profile; a file that cannot be used is told of in one line and ignored."""
         path = self.path(key)
         try:
-            return profile_from_mapping(read_yaml(path.read_text(encoding="utf-8")))
+            data = read_yaml(path.read_text(encoding="utf-8"))
+            if isinstance(data, dict) and data.pop(_VERSION_KEY, 1) != CALIBRATION:
+                _warn_once(
+                    path, "it is of another engine: run `ridgeline hardware calibrate` again"
+                )
+                return None
+            return profile_from_mapping(data)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError, ProfileFormatError) as error:
-            logger.warning("measured profile %s is ignored: %s", path, error)
+            _warn_once(path, str(error))
             return None
 
     def save(self, key: str, profile: AcceleratorProfile) -> Path:
@@ -75,7 +86,10 @@ class MeasuredStore:
         """
         path = self.path(key)
         text = yaml.safe_dump(
-            profile_to_mapping(profile), sort_keys=False, width=100, default_flow_style=None
+            {_VERSION_KEY: CALIBRATION, **profile_to_mapping(profile)},
+            sort_keys=False,
+            width=100,
+            default_flow_style=None,
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -156,6 +170,12 @@ def calibrated(hardware: Hardware, store: MeasuredStore | None = None) -> Hardwa
         DeviceGroup(with_measurements(group.profile, store, cpu_name), group.count)
         for group in hardware
     )
+
+
+@cache
+def _warn_once(path: Path, reason: str) -> None:
+    """A process may look for its devices several times."""
+    logger.warning("measured profile %s is ignored: %s", path, reason)
 
 
 def _overridden(known: Mapping[str, Figure], measured: Mapping[str, Figure]) -> dict[str, Figure]:

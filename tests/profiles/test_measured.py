@@ -18,8 +18,9 @@ from profiles.accelerator import (
 )
 from profiles.catalog import load_catalog
 from profiles.detect import detect_host
-from profiles.hardware import cpu_profile
+from profiles.hardware import cpu_profile, read_profile
 from profiles.measured import (
+    CALIBRATION,
     MeasuredStore,
     StoreError,
     calibrated,
@@ -28,15 +29,12 @@ from profiles.measured import (
     merged,
     with_measurements,
 )
-from profiles.step_time import Domain, FittedCoefficients, RateCurve
+from profiles.step_time import Domain, FitKey, FittedCoefficients, RateCurve
 
 AVX2 = ("avx", "avx2", "fma", "f16c", "sse4_2")
 MEASURED = Provenance(ProvenanceKind.MEASURED, "a test", date="2026-11-24")
 FIT = FittedCoefficients(
-    engine="native",
-    model="0123456789abcdef",
-    dtype="float32",
-    quantization="none",
+    key=FitKey("native", "0123456789abcdef", "float32", "int8_g128", "bfloat16"),
     coefficients=(1.1, 0.9, 1.0, 0.0, 1.0, 2.0, 1.0, 1.0),
     spread=0.04,
     domain=Domain(512, 64, 16384),
@@ -60,7 +58,10 @@ def measured_version(profile: AcceleratorProfile) -> AcceleratorProfile:
             LinearRate("fp32", 1, Figure(9e9, MEASURED, 0.02)),
             LinearRate("fp32", 64, Figure(80e9, MEASURED)),
         ),
-        coefficients={"native.attention": Figure(0.3, MEASURED, 0.1)},
+        coefficients={
+            "native.attention.int8": Figure(0.3, MEASURED, 0.1),
+            "native.step_overhead_s": Figure(1e-4, MEASURED, 0.1),
+        },
         fits=(FIT,),
     )
 
@@ -87,7 +88,7 @@ def test_only_measured_figures_override(cpu: AcceleratorProfile) -> None:
     assert found.link == cpu.link
     assert found.linear_rates == stored.linear_rates
     assert found.fits == (FIT,)
-    assert found.coefficients["native.attention"].value == 0.3
+    assert found.coefficients["native.attention.int8"].value == 0.3
 
 
 def test_a_measured_peak_overrides_type_by_type(cpu: AcceleratorProfile) -> None:
@@ -114,6 +115,31 @@ def test_a_damaged_file_is_one_warning_and_ignored(
     (record,) = caplog.records
     assert "is ignored" in record.message
     assert "\n" not in record.message
+
+
+@pytest.mark.parametrize("version", ["", "calibration: 1\n", "calibration: 99\n"])
+def test_what_another_engine_was_measured_with_is_ignored_and_told_of_once(
+    tmp_path: Path, cpu: AcceleratorProfile, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    store = MeasuredStore(tmp_path)
+    path = store.save(device_key(cpu, "Some CPU"), measured_version(cpu))
+    assert with_measurements(cpu, store, "Some CPU") != cpu
+    written = f"calibration: {CALIBRATION}\n"
+    assert path.read_text().startswith(written)
+    path.write_text(path.read_text().replace(written, version))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert with_measurements(cpu, store, "Some CPU") is cpu
+    (record,) = caplog.records
+    assert str(path) in record.message
+    assert "run `ridgeline hardware calibrate` again" in record.message
+
+
+def test_a_measured_profile_is_hardware_to_plan_for(
+    tmp_path: Path, cpu: AcceleratorProfile
+) -> None:
+    path = MeasuredStore(tmp_path).save("key", measured_version(cpu))
+    assert read_profile(path) == measured_version(cpu)
 
 
 def test_a_fit_with_a_coefficient_missing_is_damaged(
