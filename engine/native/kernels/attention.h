@@ -68,9 +68,15 @@ constexpr float NOTHING = -1e30f;  // maximum before anything was seen; finite, 
 // ------------------------------------------------------------------ the cache's types
 
 inline vec load_as_float(const int8_t* p) {
+#if defined(__AVX512BW__)
+  const ivec wide = (ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  const ivec wide = (ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
   typedef int8_t quarter __attribute__((vector_size(LANES), aligned(1), may_alias));
-  return __builtin_convertvector(
-      __builtin_convertvector(*reinterpret_cast<const quarter*>(p), ivec), vec);
+  const ivec wide = __builtin_convertvector(*reinterpret_cast<const quarter*>(p), ivec);
+#endif
+  return __builtin_convertvector(wide, vec);
 }
 using ::load_as_float;
 
@@ -200,7 +206,8 @@ class TileAttention {
     const int end = std::min((part + 1) * PART_VECTORS, end_vector());
     for (int v = std::max(part * PART_VECTORS, first_vector()); v < end; v += STEP_VECTORS) {
       const Tokens<T> tokens[STEP_VECTORS] = {find(v), find(std::min(v + 1, end - 1))};
-      const Tokens<T> next = find(std::min(v + STEP_VECTORS, end - 1));
+      const Tokens<T> next[STEP_VECTORS] = {find(std::min(v + 2, end - 1)),
+                                            find(std::min(v + 3, end - 1))};
       const bool second = v + 1 < end;
       score(tokens, next);
       weigh(tokens, second, to);
@@ -262,7 +269,7 @@ class TileAttention {
   }
 
   // weights[row] = query[row] · keys
-  void score(const Tokens<T> (&tokens)[STEP_VECTORS], const Tokens<T>& next) {
+  void score(const Tokens<T> (&tokens)[STEP_VECTORS], const Tokens<T> (&next)[STEP_VECTORS]) {
     const int stride = cache_.block_lanes;
     vec* weights = scratch_.weights.data();
     vec scales[STEP_VECTORS];
@@ -275,7 +282,8 @@ class TileAttention {
       for (int d = 0; d < dim(); d++) {
         const vec k0 = load_as_float(tokens[0].keys + d * stride);
         const vec k1 = load_as_float(tokens[1].keys + d * stride);
-        if (row == 0) __builtin_prefetch(next.keys + d * stride);
+        __builtin_prefetch(next[0].keys + d * stride);
+        __builtin_prefetch(next[1].keys + d * stride);
         for (int i = 0; i < ROWS; i++) {
           acc[i][0] += query[i * dim() + d] * k0;
           acc[i][1] += query[i * dim() + d] * k1;
@@ -333,8 +341,8 @@ class TileAttention {
   }
 
   // output[row] += weights[row] · values
-  void add_values(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, const Tokens<T>& next,
-                  Softmax& to) {
+  void add_values(const Tokens<T> (&tokens)[STEP_VECTORS], bool second,
+                  const Tokens<T> (&next)[STEP_VECTORS], Softmax& to) {
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
       int j = 0;
@@ -344,20 +352,23 @@ class TileAttention {
   }
 
   template <int ROWS, int VECS>
-  void add_dims(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, const Tokens<T>& next,
-                Softmax& to, int row, int j) {
-    const float* weights = reinterpret_cast<const float*>(scratch_.weights.data());
+  void add_dims(const Tokens<T> (&tokens)[STEP_VECTORS], bool second,
+                const Tokens<T> (&next)[STEP_VECTORS], Softmax& to, int row, int j) {
+    constexpr int STRIDE = STEP_VECTORS * LANES;
+    const float* weights =
+        reinterpret_cast<const float*>(scratch_.weights.data()) + row * STRIDE;
     vec acc[ROWS][VECS];
     for (int i = 0; i < ROWS; i++)
       for (int v = 0; v < VECS; v++) acc[i][v] = to.output[(row + i) * num_vecs() + j + v];
     for (int s = 0; s <= int(second); s++) {
-      const T* values = tokens[s].values;
-      for (int t = 0; t < tokens[s].count; t++, values += dim()) {
+      const T *values = tokens[s].values, *later = next[s].values + j * LANES;
+      const float* weight_of = weights + s * LANES;
+      for (int t = 0; t < tokens[s].count; t++, values += dim(), later += dim()) {
         vec value[VECS];
         for (int v = 0; v < VECS; v++) value[v] = load_dims(values, j + v);
-        if (row == 0) __builtin_prefetch(next.values + t * dim() + j * LANES);
+        __builtin_prefetch(later);
         for (int i = 0; i < ROWS; i++) {
-          const float weight = weights[((row + i) * STEP_VECTORS + s) * LANES + t];
+          const float weight = weight_of[i * STRIDE + t];
           for (int v = 0; v < VECS; v++) acc[i][v] += weight * value[v];
         }
       }

@@ -202,8 +202,12 @@ struct Stored<FLOAT16> {
 };
 
 inline vec load_bfloat16(const uint16_t* p) {
+#if defined(__AVX512BW__)  // (GCC 12 makes two halves of the general form)
+  return (vec)((ivec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
+#else
   typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
   return (vec)(__builtin_convertvector(*reinterpret_cast<const halves*>(p), ivec) << 16);
+#endif
 }
 inline vec load_as_float(const float* p) { return load(p); }
 inline vec load_as_float(const uint16_t* p) { return load_bfloat16(p); }
@@ -289,10 +293,17 @@ inline vec decode_bytes(bytes w, int k, int offset) {
 
 // ------------------------------------------------------------------ one tile
 
+// Weights that are wanted soon: while the rows pass a panel, the next one is fetched, a little with
+// each word, so that memory and multipliers work at the same time.
+struct Ahead {
+  const uint8_t* next;
+  int stride;  // bytes for each word
+};
+
 // `sums` of ROWS rows of a panel, in the integer family. SCALE_BY_GROUP: also of the weights.
-template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP>
-inline void multiply_rounded(const Linear& l, const uint8_t* weights, const uint16_t* scales,
-                             const Input& input, int row, vec (&sums)[ROWS][2]) {
+template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP, bool FETCHES_AHEAD>
+__attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* weights, const uint16_t* scales,
+                             const Input& input, int row, Ahead ahead, vec (&sums)[ROWS][2]) {
   constexpr int STEP = NIBBLES ? VECTOR_BYTES : 2 * VECTOR_BYTES;
   const int groups = num_groups(l), words_in_all = num_words(l);
   const int group_words = l.group / WORD_INPUTS;
@@ -309,6 +320,11 @@ inline void multiply_rounded(const Linear& l, const uint8_t* weights, const uint
       bytes w[2];
       load_bytes<NIBBLES>(weights, w);
       weights += STEP;
+      
+      if constexpr (FETCHES_AHEAD) {
+        for (int line = 0; line < STEP; line += 64) __builtin_prefetch(ahead.next + line);
+        ahead.next += ahead.stride;
+      }
       const factors w0 = widen(w[0]), w1 = widen(w[1]);
       for (int i = 0; i < ROWS; i++) {
         int32_t bits;
@@ -426,6 +442,7 @@ inline const uint8_t* spread_nibbles(const Linear& l, const uint8_t* weights) {
   return reinterpret_cast<const uint8_t*>(spread.data());
 }
 constexpr int SPREAD_ROWS = 3 * LINEAR_ROWS;
+constexpr int FETCHING_TILES = 8;
 
 // Rows `first` to `end` of a panel.
 inline void multiply_panel(const Linear& l, const Input& input, int panel, int first, int end,
@@ -437,12 +454,23 @@ inline void multiply_panel(const Linear& l, const Input& input, int panel, int f
     weights = spread_nibbles(l, weights);
     nibbles = false;
   }
+  const int64_t tiles = std::max(1, (end - first) / LINEAR_ROWS);
+  const int stride = panel_bytes(l) / tiles / num_words(l);
   for_row_groups<LINEAR_ROWS>(first, end, [&](int row, auto rows) {
     constexpr int ROWS = decltype(rows)::value;
+    const int64_t tile = (row - first) / LINEAR_ROWS;
+    const Ahead ahead{l.weights + (panel + 1) * panel_bytes(l) + tile * stride * num_words(l),
+                      stride};
     vec sums[ROWS][2];
     const auto integers = [&](auto nibbles, auto by_group) {
-      if (l.rounds_activations)
-        multiply_rounded<ROWS, nibbles(), by_group()>(l, weights, scales, input, row, sums);
+      // Beyond some rows the memory is idle most of the time anyway.
+      constexpr bool FULL = ROWS == LINEAR_ROWS;
+      if (l.rounds_activations && FULL && tiles <= FETCHING_TILES)
+        multiply_rounded<ROWS, nibbles(), by_group(), FULL>(l, weights, scales, input, row, ahead,
+                                                            sums);
+      else if (l.rounds_activations)
+        multiply_rounded<ROWS, nibbles(), by_group(), false>(l, weights, scales, input, row, ahead,
+                                                             sums);
       else
         multiply_decoded<ROWS, nibbles(), by_group()>(l, weights, scales, input, row, sums);
     };
