@@ -169,6 +169,13 @@ struct Tokens {
   int first, count;  // position of the first, and how many a tile sees of it at most
 };
 
+template <typename T>
+struct Step {
+  Tokens<T> vectors[STEP_VECTORS];
+
+  const Tokens<T>& operator[](int i) const { return vectors[i]; }
+};
+
 // Attention of one tile. DIM is the head size, or 0 where it is not known at compile time.
 template <int DIM, typename T>
 class TileAttention {
@@ -201,13 +208,13 @@ class TileAttention {
     }
   }
 
-  void run_part(int part, Softmax& to) {
+  // `after` is what is read after this part.
+  void run_part(int part, const Step<T>& after, Softmax& to) {
     to.reset(num_rows_, num_vecs());
     const int end = std::min((part + 1) * PART_VECTORS, end_vector());
     for (int v = std::max(part * PART_VECTORS, first_vector()); v < end; v += STEP_VECTORS) {
-      const Tokens<T> tokens[STEP_VECTORS] = {find(v), find(std::min(v + 1, end - 1))};
-      const Tokens<T> next[STEP_VECTORS] = {find(std::min(v + 2, end - 1)),
-                                            find(std::min(v + 3, end - 1))};
+      const Step<T> tokens = step(v, end);
+      const Step<T> next = v + STEP_VECTORS < end ? step(v + STEP_VECTORS, end) : after;
       const bool second = v + 1 < end;
       score(tokens, next);
       weigh(tokens, second, to);
@@ -215,11 +222,13 @@ class TileAttention {
     }
   }
 
-  void run() {
+  // `after` is what is read after this tile.
+  void run(const Step<T>& after) {
     load_queries();
     scratch_.all.reset(num_rows_, num_vecs());
     for (int part = first_part(); part < end_part(); part++) {
-      run_part(part, scratch_.part);
+      const bool last = part + 1 == end_part();
+      run_part(part, last ? after : first_step(part + 1), scratch_.part);
       scratch_.all.merge(scratch_.part);
     }
     write_output(scratch_.all);
@@ -232,6 +241,10 @@ class TileAttention {
       float* to = heads_.output + offset_in_batch(row, int64_t(heads_.num_heads) * dim());
       for (int d = 0; d < dim(); d++) to[d] = output[row * num_vecs() * LANES + d] * scale;
     }
+  }
+
+  Step<T> first_step(int part) const {
+    return step(std::max(part * PART_VECTORS, first_vector()), end_vector());
   }
 
   int num_vecs() const { return (dim() + LANES - 1) / LANES; }
@@ -256,6 +269,10 @@ class TileAttention {
   }
   int end_vector() const { return vector_of(end_ - 1) + 1; }
 
+  Step<T> step(int vector, int end) const {
+    return {find(vector), find(std::min(vector + 1, end - 1))};
+  }
+
   Tokens<T> find(int vector) const {
     const int index = vector / vectors_in_block(), offset = vector % vectors_in_block() * LANES;
     const int64_t at = int64_t(block_table_[index]) * heads_.num_kv_heads + kv_head_;
@@ -269,7 +286,7 @@ class TileAttention {
   }
 
   // weights[row] = query[row] · keys
-  void score(const Tokens<T> (&tokens)[STEP_VECTORS], const Tokens<T> (&next)[STEP_VECTORS]) {
+  void score(const Step<T>& tokens, const Step<T>& next) {
     const int stride = cache_.block_lanes;
     vec* weights = scratch_.weights.data();
     vec scales[STEP_VECTORS];
@@ -298,7 +315,7 @@ class TileAttention {
   }
 
   // weights[row] = exp(weights[row] - maximum[row]), after raising the maximum where needed
-  void weigh(const Tokens<T> (&tokens)[STEP_VECTORS], bool second, Softmax& to) {
+  void weigh(const Step<T>& tokens, bool second, Softmax& to) {
     ivec lane;
     for (int t = 0; t < LANES; t++) lane[t] = t;
     for (int row = 0; row < num_rows_; row++) {
@@ -341,8 +358,8 @@ class TileAttention {
   }
 
   // output[row] += weights[row] · values
-  void add_values(const Tokens<T> (&tokens)[STEP_VECTORS], bool second,
-                  const Tokens<T> (&next)[STEP_VECTORS], Softmax& to) {
+  void add_values(const Step<T>& tokens, bool second,
+                  const Step<T>& next, Softmax& to) {
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
       int j = 0;
@@ -352,8 +369,8 @@ class TileAttention {
   }
 
   template <int ROWS, int VECS>
-  void add_dims(const Tokens<T> (&tokens)[STEP_VECTORS], bool second,
-                const Tokens<T> (&next)[STEP_VECTORS], Softmax& to, int row, int j) {
+  void add_dims(const Step<T>& tokens, bool second,
+                const Step<T>& next, Softmax& to, int row, int j) {
     constexpr int STRIDE = STEP_VECTORS * LANES;
     const float* weights =
         reinterpret_cast<const float*>(scratch_.weights.data()) + row * STRIDE;
@@ -453,8 +470,12 @@ inline void attend(const Member& member, const Batch& batch, const Cache& cache,
   with_types(cache, heads, [&](auto element, auto dim) {
     typedef TileAttention<dim(), decltype(element)> Attention;
     if (!division.by_parts) {
+      const int last = division.tiles.size() - 1;
       member.share(division.tiles.size(), [&](int i) {
-        Attention(batch, cache, heads, division.tiles[i], scratch).run();
+        const Attention following(batch, cache, heads, division.tiles[std::min(i + 1, last)],
+                                  scratch);
+        Attention(batch, cache, heads, division.tiles[i], scratch)
+            .run(following.first_step(following.first_part()));
       });
       return;
     }
@@ -464,7 +485,8 @@ inline void attend(const Member& member, const Batch& batch, const Cache& cache,
       const Piece piece = division.pieces[i];
       Attention attention(batch, cache, heads, division.tiles[piece.tile], scratch);
       attention.load_queries();
-      attention.run_part(piece.part, division.softmaxes[i]);
+      const int next = std::min(piece.part + 1, attention.end_part() - 1);
+      attention.run_part(piece.part, attention.first_step(next), division.softmaxes[i]);
     });
     member.share(division.tiles.size(), [&](int t) {
       Attention attention(batch, cache, heads, division.tiles[t], scratch);
