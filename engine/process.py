@@ -75,7 +75,8 @@ def main() -> int:
     def send(message: FromEngine) -> None:
         socket.send(encode(message))
 
-    logging.basicConfig(level=logging.INFO, handlers=[_ForwardToServer(send)])
+    # Only the text: level and name travel beside it.
+    logging.basicConfig(level=logging.INFO, handlers=[_ForwardToServer(send)], format="%(message)s")
     logging.getLogger("engine").setLevel(logging.DEBUG)  # the server decides what is shown
     try:
         loop = _start(launch, send)

@@ -26,7 +26,7 @@ _INVARIANCE_ROWS = (1, 2, 3, 5, 8, 16, 17, 33, 64)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of one product by its number of rows."""
+    """Seconds of one product on one thread, by its number of rows."""
 
     seconds: dict[int, float]
 
@@ -40,13 +40,22 @@ class Timings:
 
 
 def measure(kernel: LinearKernel, num_outputs: int, num_inputs: int) -> Timings:
-    """Times products of a matrix of this shape, or of as many of its outputs as are enough."""
+    """Times products of a matrix of this shape, or of as many of its outputs as are enough.
+
+    On one thread: what waking others costs says nothing of a kernel, and varies more than kernels.
+    """
     outputs = max(1, min(num_outputs, _MOST_WEIGHTS // num_inputs))
     weights = [_filled_weight(kernel, outputs, num_inputs) for _ in range(_COPIES)]
-    with torch.inference_mode():
-        seconds = {
-            rows: _seconds(kernel, weights, torch.full((rows, num_inputs), 0.01)) for rows in _ROWS
-        }
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            seconds = {
+                rows: _seconds(kernel, weights, torch.full((rows, num_inputs), 0.01))
+                for rows in _ROWS
+            }
+    finally:
+        torch.set_num_threads(num_threads)
     return Timings({rows: s * num_outputs / outputs for rows, s in seconds.items()})
 
 

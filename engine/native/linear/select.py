@@ -173,7 +173,9 @@ def _pick(
     """The fastest of those whose rows keep their bits in any batch."""
     key = _key(candidates, num_outputs, num_inputs)
     timings = memory.load(key)
+    level = logging.DEBUG
     if timings is None:
+        level = logging.INFO
         timings = {
             kernel.name: measure(kernel, num_outputs, num_inputs)
             for kernel in candidates
@@ -183,8 +185,9 @@ def _pick(
         memory.save(key, timings)
     measured = [kernel for kernel in candidates if kernel.name in timings]
     chosen = min(measured, key=lambda kernel: _handicapped(kernel, timings[kernel.name]))
-    logger.info(
-        "%s (%d x %d) by %s: %s",
+    logger.log(
+        level,
+        "measured %s (%d x %d), best %s: %s",
         name,
         num_outputs,
         num_inputs,
@@ -203,8 +206,7 @@ def _key(candidates: list[LinearKernel], num_outputs: int, num_inputs: int) -> s
         else kernel.name
         for kernel in candidates
     )
-    threads = torch.get_num_threads()
-    return f"{load_library().identity} {threads} {num_outputs}x{num_inputs} {names}"
+    return f"{load_library().identity} {num_outputs}x{num_inputs} {names}"
 
 
 def _handicapped(kernel: LinearKernel, timings: Timings) -> float:
