@@ -223,13 +223,24 @@ def _calibrate_cpu(
             )
         )
     progress("serving the bundled model")
-    # In the last of the forms that are compared by default: what a plan most likely chooses.
-    served = min(len(_COMPARED) if compiled else 1, len(models)) - 1
+    served = _most_likely_served(subjects)
     overheads = _host_overheads(subjects[served], models[served].learned.model, profile, options)
     profile = _with_overheads(profile, overheads, today)
     profile = replace(profile, fits=tuple(model.learned.fit for model in models))
     path = MeasuredStore().save(device_key(profile, host.cpu_name), profile)
     return DeviceReport(group.profile, profile, path, readings.attention_backend, tuple(models))
+
+
+def _most_likely_served(subjects: Sequence[_Subject]) -> int:
+    """Which of the bundled model's forms a plan would choose: the last of those it compares."""
+    first = subjects[0]
+    return max(
+        index
+        for index, subject in enumerate(subjects)
+        if subject.source == first.source
+        and subject.candidate.scheme.name in _COMPARED
+        and subject.candidate.kv_dtype == first.candidate.kv_dtype
+    )
 
 
 def _calibrate_cuda(group: DeviceGroup, progress: Callable[[str], None]) -> DeviceReport:

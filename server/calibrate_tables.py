@@ -103,13 +103,13 @@ def _products(name: str, profile: AcceleratorProfile) -> tuple[str, str]:
         for rate in profile.linear_rates
         if rate.dtype == name and rate.num_rows in _ROWS_SHOWN
     ]
-    rates = ", ".join(f"{flops.value / 1e9:.0f}" for flops in shown)
+    rates = " ".join(f"{flops.value / 1e9:.0f}" for flops in shown)
     return rates, _spread(max(shown, key=lambda flops: flops.spread))
 
 
 def _with_attention(table: Table, profile: AcceleratorProfile, backend: str) -> Table:
     """Shares are called ``engine.what.type of keys and values``."""
-    for what, of_what in (("kv_bandwidth", "of the read rate"), ("attention", "of the peak")):
+    for what, of_what in (("kv_bandwidth", "of read rate"), ("attention", "of peak")):
         found = [
             (kv_dtype, figure)
             for key, figure in profile.coefficients.items()

@@ -15,6 +15,7 @@ from engine.calibration.readings import (
     AttentionReadings,
     DeviceReadings,
     HostReading,
+    ModelOrder,
     ModelReadings,
     Order,
     Reading,
@@ -47,6 +48,8 @@ class FakeProcess:
     """Answers orders with a machine of round figures."""
 
     order: Order | None = None
+    served: ModelOrder | None = None
+    """What the host's overheads are learned with."""
 
     def __call__(self, order: Order, progress: object) -> Readings:
         self.order = order
@@ -84,7 +87,12 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeProcess:
     process = FakeProcess()
     monkeypatch.setenv("RIDGELINE_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(calibrate_command, "run_calibration", process)
-    monkeypatch.setattr(calibrate_command, "_host_overheads", lambda *_: OVERHEADS)
+
+    def serve(subject: calibrate_command._Subject, *_: object) -> HostOverheads:
+        process.served = subject.order
+        return OVERHEADS
+
+    monkeypatch.setattr(calibrate_command, "_host_overheads", serve)
     return process
 
 
@@ -138,6 +146,7 @@ def test_more_number_formats_are_learned_when_asked_for(
         for scheme in ("none", "int8", "int4")
         for kv_dtype in ("bfloat16", "int8")
     ]
+    assert fake.served == ModelOrder(find_model(None).directory, "int8", "bfloat16")
 
 
 def test_without_a_compiler_what_plain_torch_can_do_is_learned(
