@@ -31,6 +31,7 @@ from loadtest.workload import Workload
 from profiles.detect import detect_host
 
 _TIMEOUT_S = 1800.0
+_QUIET_PERCENT = 10.0
 _WARM_UP = Workload(prompt_tokens=32, output_tokens=4, num_requests=1)
 _NUM_PARAMETERS = sum(map(math.prod, tensor_shapes(QWEN3_0_6B).values()))  # type: ignore[arg-type]
 
@@ -200,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host = detect_host().summary
     # Nobody is asked yet: an idle server, or anything else, that keeps a core busy shows here.
     busy_percent = psutil.cpu_percent(interval=1.0)
+    if busy_percent > _QUIET_PERCENT:
+        print(f"{busy_percent:.0f}% busy already: what comes compares nothing", file=sys.stderr)
     before = measure_ceilings()
     measurements = compare(servers, cases, options.repeats, seed)
     ceilings: tuple[Ceilings, Ceilings] = (before, measure_ceilings())
