@@ -55,7 +55,7 @@ OPEN = (
 """With the share of what the server can take, by its simulation, that is asked of it."""
 _MAX_MODEL_LEN = 1024
 _OPEN_REQUESTS = 80
-_CAPACITY_CONCURRENCY = 48
+_WARM_UP_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,8 @@ def workloads(
     """All workloads, open ones at their share of the simulated capacity; ``scale`` shortens."""
     found = [Workload.parse(text) for text in CLOSED]
     for text, share in OPEN:
-        full = Workload.parse(f"{text},concurrency={_CAPACITY_CONCURRENCY}")
-        asks = full.draw(4 * _CAPACITY_CONCURRENCY)
-        times = trial.simulated(server, model, host, full, asks)
-        duration_s = max(t.token_times[-1] for t in times)
-        rate = share * len(asks) / duration_s
-        found.append(Workload.parse(f"{text},rate={rate:.3g},requests={_OPEN_REQUESTS}"))
+        workload = trial.at_share(text, share, server, model, host)
+        found.append(replace(workload, num_requests=_OPEN_REQUESTS))
     return [
         replace(
             workload,
@@ -179,6 +175,8 @@ def main(
     served: list[list[RequestTimes]] = [[] for _ in cases]
     seeds = itertools.count(1)
     with trial.running(server.arguments) as base_url:
+        for workload, asks in cases:
+            trial.measured(base_url, workload, asks[:_WARM_UP_REQUESTS], next(seeds))
         # In turns, so that a disturbance of the machine hits several workloads a little.
         for _ in range(repeats):
             for times, (workload, asks) in zip(served, cases, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,6 @@ from profiles.accelerator import (
 )
 from profiles.catalog import profile_to_mapping
 from profiles.detect import Detected, detect_hardware
-from profiles.latency import RequestTimes
 from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
 from profiles.numerics import KV_TYPES, SCHEMES, formats_of
@@ -57,24 +55,27 @@ _COMPARED = ("none", "int8")
 """Schemes that the planner chooses from unless it is asked for others."""
 _MEMORY_SHARE = 0.5
 """Of the memory that is free, for what is measured besides the model's weights."""
-_TRIAL_REPEATS = 2
+_TRIAL_SECONDS = 20.0
 _LEAST_FIGURE = 1e-9
 _TRIAL = tuple(
     map(
         Workload.parse,
         (
             "input=16,output=1,concurrency=1,requests=20,seed=901",
-            "input=48,output=64,concurrency=1,requests=3,seed=902",
-            "input=32,output=48,concurrency=6,requests=18,seed=903",
-            "input=24,output=6,concurrency=12,requests=72,seed=904",
-            "input=96,output=24,concurrency=12,requests=48,seed=905",
-            "input=40,output=32,concurrency=28,requests=84,seed=906",
-            "input=80,output=48,rate=5,requests=30,seed=907",
+            "input=48,output=64,concurrency=1,requests=4,seed=902",
+            "input=200,output=96,concurrency=2,requests=6,seed=903",
+            "input=32,output=48,concurrency=6,requests=30,seed=904",
+            "input=24,output=6,concurrency=12,requests=72,seed=905",
+            "input=96,output=24,concurrency=12,requests=48,seed=906",
+            "input=40,output=32,concurrency=28,requests=84,seed=907",
         ),
     )
 )
 """Served workloads that the host's overheads are learned from: lone requests, long answers, many
-short ones, many at once, and requests that come when they please."""
+short ones, many at once."""
+_OPEN_TRIAL = (("input=80,output=48", 0.35), ("input=50,output=32", 0.65))
+"""And requests that come when they please, with the share of what the server can take."""
+_OPEN_REQUESTS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,24 +294,23 @@ def _host_overheads(
         config=trial.trial_config(max_model_len=512, num_kv_tokens=16_384),
         num_threads=options.threads,
     )
-    asks = [workload.draw(workload.num_requests or 1) for workload in _TRIAL]
-    seeds = itertools.count()
+    assumed = host_overheads(profile, ENGINE)
+    opened = [trial.at_share(text, share, server, model, assumed) for text, share in _OPEN_TRIAL]
+    workloads = [
+        *_TRIAL,
+        *(replace(w, num_requests=_OPEN_REQUESTS, seed=910 + i) for i, w in enumerate(opened)),
+    ]
+    asks = [workload.draw(workload.num_requests or 1) for workload in workloads]
     with trial.running(server.arguments) as base_url:
-        for workload, some in zip(_TRIAL, asks, strict=True):
-            trial.measured(base_url, workload, some[:2], next(seeds))  # warms up
-        runs: list[list[RequestTimes]] = [[] for _ in _TRIAL]
-        for _ in range(_TRIAL_REPEATS):
-            for times, workload, some in zip(runs, _TRIAL, asks, strict=True):
-                times += trial.measured(base_url, workload, some, next(seeds))
+        served = trial.measured_in_turns(base_url, workloads, asks, _TRIAL_SECONDS)
 
     def simulate(overheads: HostOverheads) -> Sequence[Latencies]:
         return [
             trial.mean_latencies(trial.simulated(server, model, overheads, workload, some))
-            for workload, some in zip(_TRIAL, asks, strict=True)
+            for workload, some in zip(workloads, asks, strict=True)
         ]
 
-    served = [trial.mean_latencies(times) for times in runs]
-    return fit_host_overheads(simulate, served, host_overheads(profile, ENGINE))
+    return fit_host_overheads(simulate, served, assumed)
 
 
 def _with_overheads(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,9 @@ from profiles.model_spec import ModelSpec
 from profiles.numerics import SCHEMES, Support, check_kv_dtype, check_scheme
 from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
+
+_CAPACITY_CONCURRENCY = 48
+_FEWEST_PASSES, _MOST_PASSES = 3, 9
 
 
 class TrialError(ValueError):
@@ -118,7 +123,7 @@ def running(arguments: Sequence[str], timeout_s: float = 120.0) -> Iterator[str]
 def measured(
     base_url: str, workload: Workload, asks: Sequence[Ask], seed: int
 ) -> list[RequestTimes]:
-    """Serves ``asks`` for real and returns every request's times.
+    """Serves ``asks`` for real and returns the times of every request.
 
     Each run on a server needs its own ``seed``, or prompts are found in the prefix cache.
 
@@ -134,6 +139,42 @@ def measured(
     if failed:
         raise TrialError(f"{len(failed)} of {len(asks)} requests failed: {failed[0]}")
     return [record.times for record in run.records if record.times is not None]
+
+
+def measured_in_turns(
+    base_url: str,
+    workloads: Sequence[Workload],
+    asks: Sequence[Sequence[Ask]],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Latencies]:
+    """Of each workload the medians over passes, which a disturbed pass leaves alone.
+
+    As many passes as fit in ``seconds``, between three and nine; what server, kernels and cache
+    do only once happens in one that is not counted.
+
+    Raises:
+        TrialError: a request failed.
+    """
+    passes: list[list[Latencies]] = []
+    start = clock()
+    seeds = itertools.count()
+    while len(passes) <= _FEWEST_PASSES or (
+        clock() - start < seconds and len(passes) <= _MOST_PASSES
+    ):
+        passes.append(
+            [
+                mean_latencies(measured(base_url, workload, some, next(seeds)))
+                for workload, some in zip(workloads, asks, strict=True)
+            ]
+        )
+    return [
+        Latencies(
+            statistics.median(run.ttft_s for run in runs),
+            statistics.median(run.tpot_s for run in runs),
+        )
+        for runs in zip(*passes[1:], strict=True)
+    ]
 
 
 def simulated(
@@ -153,6 +194,20 @@ def simulated(
         host=host,
     )
     return [request.times for request in simulation.requests]
+
+
+def at_share(
+    text: str, share: float, server: TrialServer, model: StepTimeModel, host: HostOverheads
+) -> Workload:
+    """Requests that come when they please: ``share`` of what the server can take.
+
+    That is what its simulation does with more clients than it takes in at once.
+    """
+    busy = Workload.parse(f"{text},concurrency={_CAPACITY_CONCURRENCY}")
+    asks = busy.draw(4 * _CAPACITY_CONCURRENCY)
+    times = simulated(server, model, host, busy, asks)
+    rate = share * len(asks) / max(request.token_times[-1] for request in times)
+    return Workload.parse(f"{text},rate={rate:.3g}")
 
 
 def planned_asks(asks: Sequence[Ask], prefix_tokens: int, seed: int) -> list[PlannedAsk]:

@@ -46,7 +46,8 @@ _FEWEST_ROWS = 5
 _MAX_NUM_SEQS = 64
 _MAX_NUM_TOKENS = 512
 _BLOCK_SIZE = 16
-_TOKEN_ID = 1
+_TOKEN_STRIDE = 7919
+"""Between the ids of one token and the next: rows of the embedding are not found in a cache."""
 _REPEATS = 3
 """Measured steps in a row at each visit of a case."""
 _FEWEST_CASES = 12
@@ -68,7 +69,7 @@ class CalibrationRunner(ModelRunner):
         The norms and activations between the products are measured with them: what they cost
         depends on the number of tokens alone.
         """
-        inputs = tokens_in_a_row(num_tokens, self._limits.max_model_len)
+        inputs = tokens_in_a_row(num_tokens, self._limits.max_model_len, self.spec.vocab_size)
         with torch.inference_mode():
             duration = measure(
                 lambda: self.layers_alone.logits(inputs, inputs.sampled_tokens), seconds
@@ -110,13 +111,13 @@ class _NoAttention:
         return query.flatten(1)
 
 
-def tokens_in_a_row(num_tokens: int, max_model_len: int) -> StepInputs:
+def tokens_in_a_row(num_tokens: int, max_model_len: int, vocab_size: int) -> StepInputs:
     """Tokens of which none is sampled; where their keys and values would go does not matter.
 
     More than one sequence may have begin at the first position again.
     """
     return StepInputs(
-        token_ids=torch.full((num_tokens,), _TOKEN_ID),
+        token_ids=torch.arange(num_tokens) * _TOKEN_STRIDE % vocab_size,
         positions=torch.arange(num_tokens) % max_model_len,
         attention=AttentionBatch(
             query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32),
@@ -159,7 +160,9 @@ class StepBench:
         num_blocks = -(-(context + _REPEATS + 1) // self._block_size)
         return StepPlan(
             step_id=-1,
-            started=tuple(_started(sequence_id, context) for sequence_id in ids),
+            started=tuple(
+                _started(sequence_id, context, self._runner.spec.vocab_size) for sequence_id in ids
+            ),
             scheduled=tuple(
                 ScheduledSequence(
                     sequence_id,
@@ -184,7 +187,7 @@ class StepBench:
             sequence_id = next(self._ids)
             num_blocks = -(-(computed + new) // self._block_size)
             own = tuple(itertools.islice(blocks, num_blocks))
-            started.append(_started(sequence_id, computed + new))
+            started.append(_started(sequence_id, computed + new, self._runner.spec.vocab_size))
             scheduled.append(ScheduledSequence(sequence_id, computed, new, own, samples=True))
         return StepPlan(step_id=-1, started=tuple(started), scheduled=tuple(scheduled))
 
@@ -291,10 +294,13 @@ def _affordable_rows(
     return chosen
 
 
-def _started(sequence_id: int, num_tokens: int) -> StartedSequence:
+def _started(sequence_id: int, num_tokens: int, vocab_size: int) -> StartedSequence:
     return StartedSequence(
         sequence_id=sequence_id,
-        token_ids=(_TOKEN_ID,) * num_tokens,
+        token_ids=tuple(
+            place * _TOKEN_STRIDE % vocab_size
+            for place in range(sequence_id, sequence_id + num_tokens)
+        ),
         num_prompt_tokens=num_tokens,
         sampling=SamplingParams(max_tokens=_REPEATS + 1, seed=0, temperature=0.0),
         index=0,

@@ -418,7 +418,7 @@ def test_layers_alone_leave_out_attention_and_nothing_else(tiny: Path) -> None:
         load(model, spec, order(model, attention_backend=name), [StepCase(1, 16)])[0]  # 20 tokens
         for name in ("auto", "torch")
     ]
-    inputs, rows = tokens_in_a_row(40, 20), torch.arange(40)
+    inputs, rows = tokens_in_a_row(40, 20, spec.vocab_size), torch.arange(40)
     compiled, modular = (runner.layers_alone.logits(inputs, rows) for runner in runners)
     assert type(runners[0].layers_alone) is not type(runners[1].layers_alone)
     assert torch.allclose(compiled, modular, rtol=1e-3, atol=1e-3)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.calibration.host_fit import Latencies
+from planner.host import HostOverheads
 from planner.sizing import size_all
 from planner.workload import Ask, Workload
 from profiles.catalog import load_catalog
 from profiles.latency import RequestTimes
+from server import trial
 from server.trial import (
     TrialError,
     TrialServer,
@@ -22,6 +25,7 @@ from server.trial import (
     trial_config,
 )
 from tests.planner.questions import ask
+from tests.step_times import host_bound_model
 
 
 def test_prompts_begin_alike_exactly_where_the_workload_says() -> None:
@@ -86,6 +90,39 @@ def test_means_are_over_requests_and_a_single_token_has_no_gap() -> None:
     means = mean_latencies(times)
     assert (means.ttft_s, means.tpot_s) == (2.0, 0.5)
     assert math.isnan(mean_latencies(times[1:]).tpot_s)
+
+
+@pytest.mark.parametrize(("pass_s", "num_passes"), [(0.1, 10), (6.0, 4), (60.0, 4)])
+def test_passes_are_as_many_as_fit_and_the_first_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, pass_s: float, num_passes: int
+) -> None:
+    now, seeds = 0.0, []
+
+    def measured(url: str, workload: Workload, asks: object, seed: int) -> list[RequestTimes]:
+        nonlocal now
+        now += pass_s / 2
+        seeds.append(seed)
+        ttft = 99.0 if seed < 2 else 5.0 if seed == 4 else 1.0  # cold, disturbed, as usual
+        return [RequestTimes(0.0, [ttft, ttft + (workload.concurrency or 1)])]
+
+    monkeypatch.setattr(trial, "measured", measured)
+    workloads = [Workload.parse(f"input=5,output=2,concurrency={n}") for n in (1, 2)]
+    found = trial.measured_in_turns("url", workloads, [[], []], 20.0, clock=lambda: now)
+    assert found == [Latencies(1.0, 1.0), Latencies(1.0, 2.0)]
+    assert seeds == list(range(2 * num_passes))
+
+
+def test_a_share_of_what_the_server_can_take() -> None:
+    config = trial_config(max_model_len=512, num_kv_tokens=8192)
+    server = TrialServer(Path("m"), "float32", "int8", "bfloat16", config)
+    # 40 steps of 3 ms and 48 times 70 us: 48 requests in 0.26 s.
+    some, more = (
+        trial.at_share("input=16,output=40", share, server, host_bound_model(), HostOverheads())
+        for share in (0.25, 0.5)
+    )
+    assert some.concurrency is None
+    assert more.rate == pytest.approx(2 * (some.rate or 0), rel=0.01)
+    assert pytest.approx(more.rate, rel=0.1) == 0.5 * 48 / 0.27
 
 
 def test_a_server_that_does_not_start_is_one_clear_error(
