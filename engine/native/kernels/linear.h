@@ -68,7 +68,7 @@ enum Format : int32_t { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
 extern "C" {
 
 struct Linear {
-  uint8_t* weights;  // see `weight_bytes`
+  uint8_t* weights;  // see `panel_bytes`
   uint16_t* scales;  // bfloat16 [panels, scale groups, PANEL]; integer formats
   const float* bias;  // [num_outputs], or null
   int32_t num_outputs, num_inputs;
