@@ -19,6 +19,7 @@ from engine.native.kernels.library import (
 )
 from engine.native.layers.norm import RMSNorm
 from engine.native.linear.compiled import PackedParameter
+from engine.native.memory import lazy_zeros
 from engine.native.models import decoder as modules
 from profiles.model_spec import ModelSpec
 
@@ -72,7 +73,7 @@ class CompiledForward:
         num_tokens = len(inputs.token_ids)
         self._reserve(max(num_tokens, len(rows)))
         if len(rows) > len(self._logits):
-            self._logits = torch.empty(len(rows), self._spec.vocab_size)
+            self._logits = lazy_zeros((len(rows), self._spec.vocab_size), torch.float32)
         logits = self._logits[: len(rows)]
         step = DecoderStep(
             batch=batch_struct(inputs.attention),
@@ -100,12 +101,12 @@ class CompiledForward:
         groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
         padded = -(-inputs // 4) * 4
         self._buffers = {
-            "hidden": torch.empty(num_tokens, spec.hidden_size),
-            "normed": torch.empty(num_tokens, inputs),
-            "projected": torch.empty(num_tokens, outputs),
-            "words": torch.empty(num_tokens * padded * _WORD_BYTES, dtype=torch.uint8),
-            "scales": torch.empty(num_tokens, groups),
-            "starts": torch.empty(num_tokens, groups, dtype=torch.int32),
+            "hidden": lazy_zeros((num_tokens, spec.hidden_size), torch.float32),
+            "normed": lazy_zeros((num_tokens, inputs), torch.float32),
+            "projected": lazy_zeros((num_tokens, outputs), torch.float32),
+            "words": lazy_zeros((num_tokens * padded * _WORD_BYTES,), torch.uint8),
+            "scales": lazy_zeros((num_tokens, groups), torch.float32),
+            "starts": lazy_zeros((num_tokens, groups), torch.int32),
         }
         self._decoder.workspace = Workspace(
             **{name: buffer.data_ptr() for name, buffer in self._buffers.items()}

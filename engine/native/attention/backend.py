@@ -17,8 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -76,13 +74,3 @@ class AttentionBackend(Protocol):
         ``window`` tokens in all. Returns [num_tokens, num_heads * head_dim].
         """
         ...
-
-
-def allocate_lazily(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros whose memory is only taken when it is first written.
-
-    numpy's zeros come from ``calloc``, whose pages the system maps on first touch; torch's own
-    zeros are written at once.
-    """
-    storage = {1: np.uint8, 2: np.uint16, 4: np.uint32}[dtype.itemsize]
-    return torch.from_numpy(np.zeros(shape, dtype=storage)).view(dtype)

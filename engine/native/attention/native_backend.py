@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.native.attention.backend import AttentionBatch, LayerCache, allocate_lazily
+from engine.native.attention.backend import AttentionBatch, LayerCache
 from engine.native.kernels.library import Batch, Cache, CacheType, Heads, load_library, pointer
+from engine.native.memory import lazy_zeros
 
 CACHE_TYPES = {
     torch.float32: CacheType.FLOAT32,
@@ -37,7 +38,7 @@ class NativeAttention:
         lanes = self._block_lanes(block_size)
 
         def allocate(*shape: int, dtype: torch.dtype = self._cache_dtype) -> Tensor:
-            return allocate_lazily((num_blocks, num_kv_heads, *shape), dtype)
+            return lazy_zeros((num_blocks, num_kv_heads, *shape), dtype)
 
         def scales() -> Tensor | None:
             if self._cache_dtype is not torch.int8:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.native.attention.backend import AttentionBatch, LayerCache, allocate_lazily
+from engine.native.attention.backend import AttentionBatch, LayerCache
+from engine.native.memory import lazy_zeros
 
 _TILE_TOKENS = 256
 """Context read at once; bounds the temporary copy, whatever the length of the context."""
@@ -30,7 +31,7 @@ class TorchAttention:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
 
         def allocate() -> Tensor:
-            return allocate_lazily(shape, self._cache_dtype)
+            return lazy_zeros(shape, self._cache_dtype)
 
         return [LayerCache(allocate(), allocate()) for _ in range(num_layers)]
 

@@ -411,8 +411,6 @@ inline void write_tile(const Linear& l, int panel, int row, const Output& out,
   const int first = panel * PANEL, count = std::min(PANEL, l.num_outputs - first);
   for (int i = 0; i < ROWS; i++) {
     float* y = out.y + int64_t(row + i) * l.num_outputs + first;
-    float padded[PANEL];
-    std::memcpy(padded, sums[i], sizeof padded);
     if (count == PANEL && !l.bias) {
       for (int v = 0; v < 2; v++) {
         vec value = sums[i][v];
@@ -421,6 +419,8 @@ inline void write_tile(const Linear& l, int panel, int row, const Output& out,
       }
       continue;
     }
+    float padded[PANEL];
+    std::memcpy(padded, sums[i], sizeof padded);
     for (int n = 0; n < count; n++) {
       const float value = padded[n] + (l.bias ? l.bias[first + n] : 0.0f);
       y[n] = out.accumulate ? y[n] + value : value;

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.native.kernels.library import SOURCES, CpuLibrary, Format, Linear, Rows, pointer
+from engine.native.memory import lazy_zeros
 
-_ALIGNMENT = 64
-ACTIVATION_GROUP = 128
-"""Inputs whose activations share a scale where weights ask for no finer one."""
+ACTIVATION_GROUP = 256
+"""Inputs whose activations share a scale where weights ask for no finer one. With 128 products of
+many rows are 5 % slower, with 512 they are 3 % faster (AVX-512 VNNI); fewer inputs confine what
+one of them that is far larger than the others costs the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class PackedMatrix:
             scale_by_group=layout.scale_by_group,
             rounds_activations=layout.rounds_activations,
         )
-        self.weights = _zeros(library.packed_weight_bytes(self.struct), np.uint8)
-        self.scales = _zeros(max(1, library.packed_num_scales(self.struct)), np.int16)
+        self.weights = lazy_zeros((library.packed_weight_bytes(self.struct),), torch.uint8)
+        self.scales = lazy_zeros((max(1, library.packed_num_scales(self.struct)),), torch.int16)
         self.struct.weights = self.weights.data_ptr()
         self.struct.scales = self.scales.data_ptr()
 
@@ -99,11 +100,3 @@ class PackedMatrix:
         ctypes.pointer(struct)[0] = self.struct
         struct.bias = None if bias is None else pointer(bias, torch.float32)
         return struct
-
-
-def _zeros(size: int, dtype: type[np.generic]) -> Tensor:
-    """Aligned zeros, whose pages the system maps when they are first written."""
-    itemsize = np.dtype(dtype).itemsize
-    storage = np.zeros(size + _ALIGNMENT // itemsize, dtype=dtype)
-    skip = -storage.ctypes.data % _ALIGNMENT // itemsize
-    return torch.from_numpy(storage[skip : skip + size])

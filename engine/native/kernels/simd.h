@@ -74,7 +74,7 @@ inline void transpose(vec* rows) {
 
 // exp(x) for x <= 0 to about one unit in the last place; exactly 1 at 0, exactly 0 below -87.
 // x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial for exp(r) is that of Cephes' expf.
-inline vec exp_nonpositive(vec x) {
+__attribute__((always_inline)) inline vec exp_nonpositive(vec x) {
   const float round_to_int = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction bits
   const vec clamped = maximum(broadcast(-87.0f), x);  // in this order NaN stays NaN
   const vec shifted = clamped * 1.44269504f + round_to_int;

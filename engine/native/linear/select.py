@@ -39,9 +39,9 @@ KERNELS = (
 _INT8 = Layout(Format.INT8)
 _SCHEMES = {
     "int8": _INT8,
-    "int8_g128": replace(_INT8, scale_by_group=True),
+    "int8_g128": replace(_INT8, group=128, scale_by_group=True),
     "int4": Layout(Format.INT4, group=32, scale_by_group=True),
-    "int4_g128": Layout(Format.INT4, scale_by_group=True),
+    "int4_g128": Layout(Format.INT4, group=128, scale_by_group=True),
 }
 _FORMATS = {
     torch.float32: Format.FLOAT32,
