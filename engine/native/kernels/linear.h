@@ -320,7 +320,6 @@ __attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* 
       bytes w[2];
       load_bytes<NIBBLES>(weights, w);
       weights += STEP;
-      
       if constexpr (FETCHES_AHEAD) {
         for (int line = 0; line < STEP; line += 64) __builtin_prefetch(ahead.next + line);
         ahead.next += ahead.stride;
@@ -463,10 +462,10 @@ inline void multiply_panel(const Linear& l, const Input& input, int panel, int f
                       stride};
     vec sums[ROWS][2];
     const auto integers = [&](auto nibbles, auto by_group) {
-      // Beyond some rows the memory is idle most of the time anyway.
-      constexpr bool FULL = ROWS == LINEAR_ROWS;
-      if (l.rounds_activations && FULL && tiles <= FETCHING_TILES)
-        multiply_rounded<ROWS, nibbles(), by_group(), FULL>(l, weights, scales, input, row, ahead,
+      // A single row is a stream, which the hardware fetches ahead by itself; and beyond some
+      // rows the memory is idle most of the time.
+      if (l.rounds_activations && ROWS > 1 && tiles <= FETCHING_TILES)
+        multiply_rounded<ROWS, nibbles(), by_group(), (ROWS > 1)>(l, weights, scales, input, row, ahead,
                                                             sums);
       else if (l.rounds_activations)
         multiply_rounded<ROWS, nibbles(), by_group(), false>(l, weights, scales, input, row, ahead,
