@@ -74,6 +74,8 @@ class EngineClient:
         self.config = config
         self._max_requests = config.max_num_seqs + max_queued_requests
         self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
+        self._aborted: dict[str, set[int]] = {}
+        """Continuations that were aborted one by one, of each request in ``_streams``."""
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
         self._stats = EngineStats()
         self._ready = asyncio.Event()
@@ -108,6 +110,7 @@ class EngineClient:
             raise EngineUnavailableError(f"{len(self._streams)} requests are in flight already")
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
+        aborted = self._aborted.setdefault(request.request_id, set())
         self._idle.clear()
         unfinished = set(range(request.n))
         try:
@@ -117,7 +120,8 @@ class EngineClient:
                 if isinstance(delivery, EngineError):
                     unfinished.clear()
                     raise delivery
-                if delivery.index not in unfinished:
+                ended = delivery.index in aborted and delivery.finish_reason != FinishReason.ABORT
+                if ended or delivery.index not in unfinished:
                     continue  # on its way when the continuation was aborted
                 if delivery.finish_reason is not None:
                     unfinished.remove(delivery.index)
@@ -135,6 +139,7 @@ class EngineClient:
         if index is None:
             stream.put_nowait(EngineError("the request was aborted"))
         else:
+            self._aborted[request_id].add(index)
             stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
@@ -280,6 +285,7 @@ class EngineClient:
 
     def _forget(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
+        self._aborted.pop(request_id, None)
         if not self._streams:
             self._idle.set()
 

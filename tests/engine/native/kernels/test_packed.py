@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import platform
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -179,4 +178,4 @@ def test_extremes(layout: Layout) -> None:
     torch.testing.assert_close(product[0, 3:5], torch.tensor([1280.0, -512.0]), atol=0, rtol=0.01)
     # What is no number reaches every output, as it would in floats.
     assert not product[2, 3:].isfinite().any() or not layout.rounds_activations
-    assert np.isnan(product[2, 4]) or product[2, 4].isinf()
+    assert not product[2, 4].isfinite()
