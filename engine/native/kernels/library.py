@@ -28,7 +28,7 @@ class Format(IntEnum):
 
 
 class CacheType(IntEnum):
-    """How a KV cache holds its elements (``attention.h``)."""
+    """How a KV cache holds its elements (``cache.h``)."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -81,7 +81,7 @@ class Batch(ctypes.Structure):
 
 
 class Cache(ctypes.Structure):
-    """``struct Cache`` of ``attention.h``."""
+    """``struct Cache`` of ``cache.h``."""
 
     _fields_ = (
         ("keys", _POINTER),

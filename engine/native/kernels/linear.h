@@ -98,37 +98,6 @@ inline int64_t panel_bytes(const Linear& l) {
   }
 }
 
-inline float from_bfloat16(uint16_t bits) {
-  const uint32_t wide = uint32_t(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-// Half precision by hand, since compilers and processors differ in what they have of it: shifted
-// into place, the exponent of a half is that of the float times 2^-112.
-struct float16 {
-  uint16_t bits;
-};
-inline float from_float16(float16 half) {
-  const uint32_t magnitude = uint32_t(half.bits & 0x7fff) << 13;
-  float value;
-  std::memcpy(&value, &magnitude, 4);
-  value *= 0x1p112f;
-  if (magnitude >= 0x0f800000) {  // infinite or no number
-    const uint32_t bits = magnitude | 0x7f800000;
-    std::memcpy(&value, &bits, 4);
-  }
-  return half.bits & 0x8000 ? -value : value;
-}
-inline float16 to_float16(float value) {  // to nearest, ties to even
-  const float scaled = std::fabs(value) * 0x1p-112f;
-  uint32_t bits;
-  std::memcpy(&bits, &scaled, 4);
-  uint32_t half = value != value ? 0x7e00 : (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
-  half = std::min(half, value != value ? 0x7e00u : 0x7c00u);
-  return {uint16_t(half | (std::signbit(value) ? 0x8000 : 0))};
-}
-
 // ------------------------------------------------------------------ rounded activations
 
 // The input of a product in the form that its family wants; rows lie one after the other.

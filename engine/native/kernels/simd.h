@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -56,22 +57,6 @@ inline float horizontal_sum(vec v) {
   return v[0];
 }
 
-// Transposes LANES x LANES by swapping, for each bit, the quadrants in which row and column
-// differ in that bit.
-template <int BIT, int... I>
-inline void swap_quadrants(vec& upper, vec& lower, std::integer_sequence<int, I...>) {
-  const vec u = upper, l = lower;
-  upper = shuffle<((I & BIT) ? I - BIT + LANES : I)...>(u, l);
-  lower = shuffle<((I & BIT) ? I + LANES : I + BIT)...>(u, l);
-}
-template <int BIT = 1>
-inline void transpose(vec* rows) {
-  for (int i = 0; i < LANES; i++)
-    if (!(i & BIT))
-      swap_quadrants<BIT>(rows[i], rows[i + BIT], std::make_integer_sequence<int, LANES>());
-  if constexpr (2 * BIT < LANES) transpose<2 * BIT>(rows);
-}
-
 // exp(x) for x <= 0 to about one unit in the last place; exactly 1 at 0, exactly 0 below -87.
 // x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial for exp(r) is that of Cephes' expf.
 __attribute__((always_inline)) inline vec exp_nonpositive(vec x) {
@@ -96,6 +81,39 @@ template <int ROWS, typename F>
 inline void for_row_groups(int first, int num_rows, F f) {
   for (; first + ROWS <= num_rows; first += ROWS) f(first, std::integral_constant<int, ROWS>());
   if constexpr (ROWS > 1) for_row_groups<ROWS / 2>(first, num_rows, f);
+}
+
+// ------------------------------------------------------------------ 16-bit floats
+
+inline float from_bfloat16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+// Half precision by hand, since compilers and processors differ in what they have of it: shifted
+// into place, the exponent of a half is that of the float times 2^-112.
+struct float16 {
+  uint16_t bits;
+};
+inline float from_float16(float16 half) {
+  const uint32_t magnitude = uint32_t(half.bits & 0x7fff) << 13;
+  float value;
+  std::memcpy(&value, &magnitude, 4);
+  value *= 0x1p112f;
+  if (magnitude >= 0x0f800000) {  // infinite or no number
+    const uint32_t bits = magnitude | 0x7f800000;
+    std::memcpy(&value, &bits, 4);
+  }
+  return half.bits & 0x8000 ? -value : value;
+}
+inline float16 to_float16(float value) {  // to nearest, ties to even
+  const float scaled = std::fabs(value) * 0x1p-112f;
+  uint32_t bits;
+  std::memcpy(&bits, &scaled, 4);
+  uint32_t half = value != value ? 0x7e00 : (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
+  half = std::min(half, value != value ? 0x7e00u : 0x7c00u);
+  return {uint16_t(half | (std::signbit(value) ? 0x8000 : 0))};
 }
 
 }  // namespace
