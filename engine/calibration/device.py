@@ -24,9 +24,9 @@ from engine.calibration.readings import (
 )
 from engine.calibration.timing import measure
 from engine.native.attention.backend import AttentionBackend, AttentionBatch, LayerCache
-from engine.native.layers.parameter import load_whole
 from engine.native.linear.compiled import PackedParameter
 from engine.native.linear.select import choose_linear_kernels
+from engine.native.parameter import load_whole
 from profiles.model_spec import ModelSpec
 from profiles.numerics import KV_TYPES
 

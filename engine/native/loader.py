@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.native.layers.parameter import ModelParameter
+from engine.native.parameter import ModelParameter
 from profiles.model_spec import ModelSpecError
 from profiles.model_spec.checkpoint import read_stored_tensors
 

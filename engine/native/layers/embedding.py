@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from engine.native.layers.parameter import ModelParameter
 from engine.native.linear.kernel import LinearKernel, check_rows
+from engine.native.parameter import ModelParameter
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, dtype, nn
 
-from engine.native.layers.parameter import ModelParameter, copy_checked, load_whole
 from engine.native.linear.kernel import LinearKernel, check_rows
+from engine.native.parameter import ModelParameter, copy_checked, load_whole
 
 
 class _StackedColumnParallelLinear(nn.Module):

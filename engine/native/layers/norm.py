@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, dtype, nn
 from torch.nn import functional as F
 
-from engine.native.layers.parameter import ModelParameter, load_whole
+from engine.native.parameter import ModelParameter, load_whole
 
 
 class RMSNorm(nn.Module):

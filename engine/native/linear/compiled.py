@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.native.kernels.library import load_library
 from engine.native.kernels.packed import Layout, PackedMatrix
-from engine.native.layers.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import ModelParameter, WeightLoader
 
 
 class PackedParameter(ModelParameter):

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.native.layers.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import ModelParameter, WeightLoader
 
 
 class LinearKernel(Protocol):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.native.layers.parameter import ModelParameter, load_whole
 from engine.native.linear.compiled import PackedParameter
 from engine.native.linear.kernel import LinearKernel
+from engine.native.parameter import ModelParameter, load_whole
 
 _ROWS = (1, 8, 64)
 """Decoding of one sequence, of a few, and a part of a prompt."""

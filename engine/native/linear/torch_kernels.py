@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.native.layers.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import ModelParameter, WeightLoader
 
 
 class DenseLinear:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.native.layers.parameter import ModelParameter
 from engine.native.linear import memory, select
 from engine.native.linear.compiled import CompiledLinear
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.select import KERNELS, LinearKernels, choose_linear_kernels
 from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
+from engine.native.parameter import ModelParameter
 from profiles.model_spec import ModelSpec
 from tests.specs import QWEN3_0_6B
 
