@@ -18,6 +18,7 @@ class DenseLinear:
     """
 
     name = "torch"
+    parameter_class: type[ModelParameter] = ModelParameter
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -29,7 +30,8 @@ class DenseLinear:
         weight_loader: WeightLoader,
         parts: tuple[str, ...] = (),
     ) -> ModelParameter:
-        return ModelParameter((num_outputs, num_inputs), self._dtype, weight_loader, parts)
+        shape = (num_outputs, num_inputs)
+        return self.parameter_class(shape, self._dtype, weight_loader, parts)
 
     def load_rows(self, weight: ModelParameter, rows: Tensor, first_output: int) -> None:
         weight.data[first_output : first_output + len(rows)].copy_(rows)
@@ -71,18 +73,10 @@ class FbgemmFp16Linear(DenseLinear):
     """
 
     name = "fbgemm-fp16"
+    parameter_class = FbgemmParameter
 
     def __init__(self) -> None:
         super().__init__(torch.float16)
-
-    def create_weight(
-        self,
-        num_outputs: int,
-        num_inputs: int,
-        weight_loader: WeightLoader,
-        parts: tuple[str, ...] = (),
-    ) -> FbgemmParameter:
-        return FbgemmParameter((num_outputs, num_inputs), torch.float16, weight_loader, parts)
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
         assert isinstance(weight, FbgemmParameter)

@@ -138,11 +138,9 @@ def test_a_row_keeps_its_bits_in_any_company(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("layout", INTEGERS, ids=str)
+@pytest.mark.parametrize("layout", [x for x in INTEGERS if x.rounds_activations], ids=str)
 def test_integer_products_are_the_same_on_every_machine(layout: Layout) -> None:
     """Integer sums are exact, and what is left is in the same order everywhere."""
-    if not layout.rounds_activations:
-        pytest.skip("decoded weights are multiplied in floats")
     weights, x = random_matrix(70, 300), random_matrix(9, 300, seed=1)
     first, *others = (packed(name, layout, weights).multiply(x) for name in ARCHITECTURES)
     for other in others:
