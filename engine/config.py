@@ -24,13 +24,18 @@ class EngineConfig:
     """Scheme that weights are held in: ``none`` (as stored), ``int8``, ``int8_g128``, ``int4`` or
     ``int4_g128``, see ``profiles/numerics.yaml``."""
     kv_cache_dtype: str = "auto"
-    """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
+    """``auto`` (that of ``dtype``), ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
     num_threads: int = 0
     """Compute threads; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()
     """The hardware thread that each compute thread is bound to; empty leaves it to the system."""
+    device: str = "cpu"
+    """``cpu``, ``cuda`` (the first) or ``cuda:0``, ``cuda:1``, …"""
+    cuda_graphs: bool = True
+    """On CUDA, repeat decode steps from captured graphs."""
     attention_backend: str = "auto"
-    """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
+    """``auto``, ``native`` (compiled CPU kernel), ``triton`` (GPU kernels) or ``torch`` (plain
+    torch, the reference)."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
     show_progress: bool = True

@@ -41,4 +41,4 @@ class ModularForward:
             self._caches,
             self._backend,
         )
-        return self._model.compute_logits(hidden[rows])
+        return self._model.compute_logits(hidden.index_select(0, rows))

@@ -15,9 +15,13 @@ from engine.native.attention.select import select_attention_backend
 from engine.native.compiled_forward import CompiledForward
 from engine.native.forward import Forward, ModularForward
 from engine.native.input_batch import InputBatch
+from engine.native.linear.cuda import cuda_linear_kernels
 from engine.native.linear.select import choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
+from engine.native.sampling.select import select_sampling_backend
+from engine.native.staged_forward import StagedForward
+from engine.native.staging import Staging
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.sampling_params import SamplingParams
@@ -28,7 +32,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+_STAGING_BYTES = 2**20
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
 
@@ -42,7 +47,8 @@ class ModelRunner:
     Raises:
         ModelSpecError: the model is not supported, or not for sequences so long.
         WeightLoadingError: the weights are missing or broken.
-        ValueError: ``dtype`` or ``attention_backend`` of the configuration is unknown.
+        ValueError: ``dtype``, ``device`` or ``attention_backend`` of the configuration is unknown,
+            or they do not go together.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
@@ -54,18 +60,28 @@ class ModelRunner:
         self.spec = ModelSpec.from_directory(config.model_dir)
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
+        self._device = open_device(config.device)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         self._backend = select_attention_backend(
-            config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
-        )
-        self._kernels = choose_linear_kernels(
-            self.spec,
-            config.quantization,
-            stored_dtype(config.model_dir),
+            config.attention_backend,
             dtype,
-            config.linear_kernel,
+            _cache_dtype(config.kv_cache_dtype, dtype),
+            self._device,
         )
-        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
+        self._sampling = select_sampling_backend(self._device)
+        self._kernels = (
+            cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
+            if self._device.type == "cuda"
+            else choose_linear_kernels(
+                self.spec,
+                config.quantization,
+                stored_dtype(config.model_dir),
+                dtype,
+                config.linear_kernel,
+            )
+        )
+        with self._device:  # where parameters are created
+            self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
         load_weights(self._model, config.model_dir, show_progress=config.show_progress)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
@@ -74,18 +90,34 @@ class ModelRunner:
             limits.block_size,
             self.spec.head_dim,
         )
-        self._forward: Forward
-        if self._kernels.are_compiled and isinstance(self._backend, NativeAttention):
-            self._forward = CompiledForward(self._model, self.spec, self._caches)
-        else:
-            self._forward = ModularForward(self._model, self._caches, self._backend)
         self._limits = limits
+        self._forward = self._choose_forward(config)
         self._batch = InputBatch(limits)
+
+    def _choose_forward(self, config: EngineConfig) -> Forward:
+        model, caches, backend = self._model, self._caches, self._backend
+        if self._kernels.are_compiled and isinstance(backend, NativeAttention):
+            return CompiledForward(model, self.spec, caches)
+        if backend.name != "triton":
+            modular = ModularForward(model, caches, backend)
+            if self._device.type == "cpu":
+                return modular
+            return StagedForward(modular, Staging(self._device, _STAGING_BYTES), graphs=None)
+        # Brings Triton in, which a CPU does without.
+        from engine.native.cuda_graphs import DecodeGraphs
+        from engine.native.fused_forward import FusedForward
+
+        fused = FusedForward(model, caches, backend, self._limits.max_model_len)
+        graphs = None
+        if self._device.type == "cuda" and config.cuda_graphs:
+            graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
+        return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
     @property
     def detail(self) -> str:
         """What ``auto`` came to, for people."""
-        return f"{self._backend.name} attention, products by {self._kernels.names}"
+        where = "" if self._device.type == "cpu" else f" on {self._device}"
+        return f"{self._backend.name} attention, products by {self._kernels.names}{where}"
 
     @property
     def num_sequences(self) -> int:
@@ -107,9 +139,11 @@ class ModelRunner:
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
                 if inputs.sampled_ids:
                     rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
-                    tokens = sampler.sample(logits, rows)
+                    tokens = sampler.sample(logits, rows, self._sampling)
                     self._batch.append(inputs.sampled_ids, tokens)
                     sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+                elif self._device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()  # or its time would be the next one's
         return StepResult(sampled, time.perf_counter() - start)
 
     def forward(self, plan: StepPlan) -> Tensor:
@@ -120,7 +154,8 @@ class ModelRunner:
         self._batch.apply(plan)
         with torch.inference_mode():
             inputs = self._batch.build(plan.scheduled)
-            return self._forward.logits(inputs, torch.arange(len(inputs.token_ids))).clone()
+            logits = self._forward.logits(inputs, torch.arange(len(inputs.token_ids)))
+            return logits.to("cpu", copy=True)
 
     def warm_up(self) -> None:
         """Touches weights and code with a prefill and a decode step; leaves no sequence behind.
@@ -142,6 +177,28 @@ class ModelRunner:
         self.execute(StepPlan(step_id=-1, started=(started,), scheduled=(prefill,)))
         self.execute(StepPlan(step_id=-1, scheduled=(decode,)))
         self.execute(StepPlan(step_id=-1, dropped=(_WARM_UP_ID,)))
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name, made the current one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown (known: cpu, cuda, cuda:0, …)") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ValueError(f"device {name!r} is not supported (supported: cpu, cuda)")
+    count = torch.cuda.device_count()
+    device = torch.device("cuda", device.index or 0)
+    if not 0 <= device.index < count:
+        raise ValueError(f"device {name!r} is not here: torch finds {count} CUDA devices")
+    torch.cuda.set_device(device)
+    return device
 
 
 def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -126,7 +126,8 @@ class Decoder(nn.Module):
             DecoderLayer(spec, window, kernels, dtype) for window in spec.sliding_window
         )
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
+        device = self.norm.weight.device
+        self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len, device)
 
     def forward(
         self,
