@@ -94,7 +94,7 @@ class DecodeGraphs:
         self._logits = torch.empty(
             (limits.max_num_seqs, vocab_size), dtype=torch.float32, device=device
         )
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[GraphShape, torch.cuda.CUDAGraph] = {}
 

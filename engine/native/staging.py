@@ -14,6 +14,10 @@ _ALIGNMENT = 16
 """Bytes; what the kernels' compiler assumes of pointers it has seen so aligned."""
 
 
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
 class Staging:
     """Copies tensors of the host to the device, all of a step in one transfer of pinned memory.
 
@@ -25,7 +29,7 @@ class Staging:
     def __init__(self, device: torch.device, capacity: int) -> None:
         self._device = device
         self._on_cuda = device.type == "cuda"
-        self._copied = torch.cuda.Event() if self._on_cuda else None
+        self._copied = _event() if self._on_cuda else None
         self._reserve(capacity)
 
     def _reserve(self, capacity: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 
@@ -52,7 +51,7 @@ def select_attention_backend(
 
 def _native(name: str, cache_dtype: torch.dtype) -> AttentionBackend:
     if cache_dtype not in CACHE_TYPES:
-        raise ValueError(f"a KV cache in {cache_dtype} needs attention_backend torch or a GPU")
+        raise ValueError(f"a KV cache in {_words(cache_dtype)} needs a GPU")
     try:
         return NativeAttention(cache_dtype)
     except KernelBuildError as error:
@@ -62,9 +61,7 @@ def _native(name: str, cache_dtype: torch.dtype) -> AttentionBackend:
         return TorchAttention(cache_dtype)
 
 
-def _triton(
-    dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device
-) -> AttentionBackend:
+def _triton(dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device) -> AttentionBackend:
     try:
         # Not before now: on a CPU nobody needs it, and it takes time and memory.
         import triton
@@ -84,4 +81,4 @@ def _triton(
 
 
 def _words(cache_dtype: torch.dtype) -> str:
-    return "int8" if cache_dtype is torch.int8 else "fp8"
+    return "fp8" if cache_dtype is torch.float8_e4m3fn else str(cache_dtype).removeprefix("torch.")

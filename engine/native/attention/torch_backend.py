@@ -1,4 +1,4 @@
-"""Paged attention in plain torch, on any device: the reference, and the fallback without kernels."""
+"""Paged attention in plain torch on any device: the reference, and the fallback elsewhere."""
 
 from __future__ import annotations
 

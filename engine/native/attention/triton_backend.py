@@ -91,9 +91,7 @@ class TritonAttention:
                 return None
             return zeros(slots, torch.float32, self._device)
 
-        return [
-            LayerCache(elements(), elements(), scales(), scales()) for _ in range(num_layers)
-        ]
+        return [LayerCache(elements(), elements(), scales(), scales()) for _ in range(num_layers)]
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch
@@ -137,9 +135,7 @@ class TritonAttention:
             num_warps=1,
         )
 
-    def _decode(
-        self, query: Tensor, cache: LayerCache, window: int | None, output: Tensor
-    ) -> None:
+    def _decode(self, query: Tensor, cache: LayerCache, window: int | None, output: Tensor) -> None:
         batch = self._batch
         assert batch is not None
         num_heads, head_dim = query.shape[1:]

@@ -132,15 +132,19 @@ def attention_work(
 def on_cuda(work: Callable[[], object]) -> float:
     """Seconds of the device, the median of a few runs after one that is not counted."""
     work()
-    samples = []
+    samples: list[float] = []
     for _ in range(_RUNS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = _timing_event(), _timing_event()
         start.record()
         work()
         end.record()
         end.synchronize()
         samples.append(start.elapsed_time(end) * 1e-3)
     return median(samples)
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _path() -> Path:

@@ -27,6 +27,8 @@ class TritonSampling:
         assert logits.dtype is torch.float32
         assert logits.stride(1) == 1
         assert len(draws) == len(logits)
+        if not draws:
+            return []
         best = logits.argmax(dim=1)  # the first of equals; where a row holds NaN, one of those
         (fields,) = self._staging.upload((torch.tensor(draws, dtype=torch.float64),))
         tokens = torch.empty_like(best)

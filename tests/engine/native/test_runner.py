@@ -255,7 +255,11 @@ def test_the_number_of_threads_is_as_asked(checkpoint: Path) -> None:
             {"linear_kernel": "torch", "quantization": "int4"},
             r"'torch' cannot hold int4 weights \(these can: int8-activations, fp32-activations\)",
         ),
-        ({"kv_cache_dtype": "fp8"}, r"'fp8' is unknown \(known: auto, float32, bfloat16, int8\)"),
+        (
+            {"kv_cache_dtype": "fp4"},
+            r"'fp4' is unknown \(known: auto, float32, bfloat16, float16, ",
+        ),
+        ({"kv_cache_dtype": "fp8"}, "a KV cache in fp8 needs"),
         ({"kv_cache_dtype": "int8", "attention_backend": "torch"}, "int8 needs attention_backend"),
     ],
 )

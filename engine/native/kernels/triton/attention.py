@@ -334,9 +334,7 @@ def merge_kernel(
             computed = (parts < most_parts) & (_part_start(parts) < context_len)
             if HAS_WINDOW:
                 computed &= _part_start(parts + 1) > first_seen
-            maxima = tl.load(
-                partial_maxima + results + parts, mask=computed, other=float("-inf")
-            )
+            maxima = tl.load(partial_maxima + results + parts, mask=computed, other=float("-inf"))
             totals = tl.load(partial_totals + results + parts, mask=computed, other=0.0)
             outputs = tl.load(
                 partial_outputs + (results + parts)[:, None] * HEAD_DIM + dims[None, :],

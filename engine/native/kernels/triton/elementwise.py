@@ -26,9 +26,9 @@ def rms_norm_kernel(
     mask = columns < SIZE
     values = tl.load(x + row + columns, mask=mask, other=0.0)
     if HAS_RESIDUAL:
-        added = values.to(tl.float32) + tl.load(
-            residual + row + columns, mask=mask, other=0.0
-        ).to(tl.float32)
+        added = values.to(tl.float32) + tl.load(residual + row + columns, mask=mask, other=0.0).to(
+            tl.float32
+        )
         values = added.to(residual.dtype.element_ty)
         tl.store(residual + row + columns, values, mask=mask)
     values = values.to(tl.float32)
@@ -78,9 +78,10 @@ def rotate_kernel(
     angles = table + tl.load(positions + token) * (4 * HALF) + dims
     cos = tl.load(angles, mask=mask, other=0.0)
     sin = tl.load(angles + 3 * HALF, mask=mask, other=0.0)
-    type = heads.dtype.element_ty
-    tl.store(start, (first * cos - second * sin).to(type), mask=mask)
-    tl.store(start + HALF, (second * cos + first * sin).to(type), mask=mask)
+    rotated_first = first * cos - second * sin
+    rotated_second = second * cos + first * sin
+    tl.store(start, rotated_first.to(heads.dtype.element_ty), mask=mask)
+    tl.store(start + HALF, rotated_second.to(heads.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -101,9 +101,7 @@ def sample_kernel(
         min_p = tl.load(draw + 3).to(tl.float32)
         total = _kept(logits, vocab_size, best, inverse, lowest, False, TILE)
         if top_p < 1:
-            lowest = _border(
-                logits, vocab_size, best, inverse, lowest, top_p * total, False, TILE
-            )
+            lowest = _border(logits, vocab_size, best, inverse, lowest, top_p * total, False, TILE)
         if (top_p < 1) | (min_p > lowest):
             lowest = tl.maximum(lowest, min_p)
             total = _kept(logits, vocab_size, best, inverse, lowest, False, TILE)
