@@ -38,6 +38,8 @@ class EngineConfig:
     torch, the reference)."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    load_format: str = "safetensors"
+    """``safetensors``, or ``random``: noise in place of weights, to measure speed without any."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
 

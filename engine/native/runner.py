@@ -16,9 +16,10 @@ from engine.native.compiled_forward import CompiledForward
 from engine.native.forward import Forward, ModularForward
 from engine.native.input_batch import InputBatch
 from engine.native.linear.cuda import cuda_linear_kernels
-from engine.native.linear.select import choose_linear_kernels
+from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
+from engine.native.random_weights import fill_with_noise
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
 from engine.native.staging import Staging
@@ -33,6 +34,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+LOAD_FORMATS = ("safetensors", "random")
 _STAGING_BYTES = 2**20
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
@@ -60,6 +62,9 @@ class ModelRunner:
         self.spec = ModelSpec.from_directory(config.model_dir)
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
+        if config.load_format not in LOAD_FORMATS:
+            known = ", ".join(LOAD_FORMATS)
+            raise ValueError(f"load_format {config.load_format!r} is unknown (known: {known})")
         self._device = open_device(config.device)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         self._backend = select_attention_backend(
@@ -69,20 +74,13 @@ class ModelRunner:
             self._device,
         )
         self._sampling = select_sampling_backend(self._device)
-        self._kernels = (
-            cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
-            if self._device.type == "cuda"
-            else choose_linear_kernels(
-                self.spec,
-                config.quantization,
-                stored_dtype(config.model_dir),
-                dtype,
-                config.linear_kernel,
-            )
-        )
+        self._kernels = self._choose_kernels(config, dtype)
         with self._device:  # where parameters are created
             self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
-        load_weights(self._model, config.model_dir, show_progress=config.show_progress)
+        if config.load_format == "random":
+            fill_with_noise(self._model)
+        else:
+            load_weights(self._model, config.model_dir, show_progress=config.show_progress)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,
@@ -93,6 +91,14 @@ class ModelRunner:
         self._limits = limits
         self._forward = self._choose_forward(config)
         self._batch = InputBatch(limits)
+
+    def _choose_kernels(self, config: EngineConfig, dtype: torch.dtype) -> LinearKernels:
+        if self._device.type == "cuda":
+            return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
+        stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
+        return choose_linear_kernels(
+            self.spec, config.quantization, stored, dtype, config.linear_kernel
+        )
 
     def _choose_forward(self, config: EngineConfig) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,25 +19,13 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-from engine.native.attention.backend import AttentionBackend, AttentionBatch
 from engine.native.attention.triton_backend import NARROW, WIDE, Tiles, TritonAttention
+from engine.native.attention.workload import Workload, attention_work
 from engine.native.kernels.build import cache_directory
 
 logger = logging.getLogger(__name__)
 
-_HEADS, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE = 32, 8, 128, 16
-"""Those of Llama 3.1 8B."""
 _RUNS = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """Sequences that are all alike."""
-
-    num_seqs: int
-    context_len: int
-    num_new: int
-    """Of the context, the tokens of this step."""
 
 
 # Long enough that the device, not the host that launches its kernels, sets the time.
@@ -100,33 +88,6 @@ def _chunk_tiles(base: Tiles) -> Iterable[Tiles]:
         yield replace(
             base, chunk_rows=rows, chunk_tokens=tokens, chunk_warps=warps, chunk_stages=stages
         )
-
-
-def attention_work(
-    backend: AttentionBackend, dtype: torch.dtype, workload: Workload, device: torch.device
-) -> Callable[[], object]:
-    """One layer's attention of a workload, ready to be called over and over."""
-    blocks_each = -(-workload.context_len // _BLOCK_SIZE)
-    num_blocks = workload.num_seqs * blocks_each
-    (cache,) = backend.allocate_cache(1, num_blocks, _KV_HEADS, _BLOCK_SIZE, _HEAD_DIM)
-    tables = torch.arange(num_blocks, dtype=torch.int32, device=device)
-    tables = tables.view(workload.num_seqs, blocks_each)
-    first = workload.context_len - workload.num_new
-    positions = torch.arange(first, workload.context_len, device=device)
-    slots = tables.long()[:, positions // _BLOCK_SIZE] * _BLOCK_SIZE + positions % _BLOCK_SIZE
-    starts = torch.arange(workload.num_seqs + 1, dtype=torch.int32, device=device)
-    backend.prepare(
-        AttentionBatch(
-            query_start_loc=starts * workload.num_new,
-            context_lens=torch.full_like(starts[1:], workload.context_len),
-            block_tables=tables,
-            slot_mapping=slots.flatten(),
-        )
-    )
-    num_tokens = workload.num_seqs * workload.num_new
-    query = torch.randn((num_tokens, _HEADS, _HEAD_DIM), device=device).to(dtype)
-    key = torch.randn((num_tokens, _KV_HEADS, _HEAD_DIM), device=device).to(dtype)
-    return lambda: backend.forward(query, key, key, cache, None)
 
 
 def on_cuda(work: Callable[[], object]) -> float:
