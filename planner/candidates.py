@@ -118,7 +118,8 @@ class Candidate:
         if self.scheme.name != "none":
             parts.append(self.scheme.name)
         else:
-            parts.append("unquantized" if formats_of(self.engine).as_stored else self.dtype)
+            is_stored = self.profile.vendor in formats_of(self.engine).as_stored_on
+            parts.append("unquantized" if is_stored else self.dtype)
         if self.has_compact_kv:
             parts.append(f"{self.kv_dtype} KV")
         parts.append(f"TP {self.tensor_parallel_size}")
@@ -215,7 +216,7 @@ def _dtype(question: Question, profile: AcceleratorProfile, engine: str) -> str:
         if verdict.support is Support.UNSUPPORTED:
             raise PinError(f"dtype {pinned}: {verdict.reason}{_instead(verdict.nearest)}")
         return pinned
-    if formats_of(engine).as_stored:
+    if profile.vendor in formats_of(engine).as_stored_on:
         return "float32"
     stored = question.spec.dtype if question.spec.dtype in DTYPE_BYTES else "bfloat16"
     wanted = "bfloat16" if stored == "float32" else stored
@@ -272,7 +273,7 @@ def _kv_dtypes(
     question: Question, profile: AcceleratorProfile, engine: str, found: Enumeration
 ) -> Iterator[tuple[str, Verdict]]:
     pinned = question.pins.kv_cache_dtype
-    plain = plain_kv_dtype(question.spec, engine)
+    plain = plain_kv_dtype(question.spec, engine, profile.vendor)
     if pinned == "auto":
         pinned = plain
     for name in (pinned,) if pinned else (plain, *compact_kv_dtypes(engine)):
@@ -287,12 +288,12 @@ def _kv_dtypes(
             yield name, verdict
 
 
-def plain_kv_dtype(spec: ModelSpec, engine: str) -> str:
+def plain_kv_dtype(spec: ModelSpec, engine: str, vendor: str) -> str:
     """The type of keys and values that costs no precision to speak of, by the engine's name.
 
     Where activations are not in the checkpoint's type, 16 bits for 16 bits.
     """
-    if not formats_of(engine).as_stored:
+    if vendor not in formats_of(engine).as_stored_on:
         return "auto"
     return "float32" if spec.dtype == "float32" else "bfloat16"
 

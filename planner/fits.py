@@ -28,8 +28,12 @@ def weights_key(spec: ModelSpec, candidate: Candidate) -> str:
     """What rates and fits of the layers' products go by: the scheme, or the type of weights."""
     if candidate.scheme.name != "none":
         return candidate.scheme.name
-    keeps = formats_of(candidate.engine).as_stored and candidate.dtype == "float32"
+    keeps = _is_as_stored(candidate) and candidate.dtype == "float32"
     return type_key(spec.dtype if keeps else candidate.dtype)
+
+
+def _is_as_stored(candidate: Candidate) -> bool:
+    return candidate.profile.vendor in formats_of(candidate.engine).as_stored_on
 
 
 def head_key(spec: ModelSpec, candidate: Candidate) -> str:
@@ -58,7 +62,7 @@ def fit_key(spec: ModelSpec, candidate: Candidate) -> FitKey:
 
 def measured_curve(candidate: Candidate, key: str) -> RateCurve | None:
     """The device's measured products of one kind; None where there are none."""
-    if formats_of(candidate.engine).as_stored and candidate.dtype != "float32":
+    if _is_as_stored(candidate) and candidate.dtype != "float32":
         return None  # measured were those between float32 activations
     rates = [rate for rate in candidate.profile.linear_rates if rate.dtype == key]
     if not rates:

@@ -75,11 +75,14 @@ class Sized:
         )
 
 
-def weight_format(spec: ModelSpec, scheme: WeightScheme, engine: str, dtype: str) -> WeightFormat:
-    """How the engine holds this model's weights in a scheme, with activations of ``dtype``."""
+def weight_format(
+    spec: ModelSpec, scheme: WeightScheme, engine: str, dtype: str, vendor: str
+) -> WeightFormat:
+    """How the engine holds this model's weights in a scheme, with activations of ``dtype``, on a
+    vendor's devices."""
     formats = formats_of(engine)
     plain = other = DTYPE_BYTES[dtype]
-    if formats.as_stored:
+    if vendor in formats.as_stored_on:
         plain, other = DTYPE_BYTES.get(spec.dtype, 2), DTYPE_BYTES["float32"]
     by_role: dict[TensorRole, float] = dict.fromkeys(_LAYERS | _ENDS, plain)
     if scheme.name != "none":
@@ -99,7 +102,7 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
     model = StepTimeModel(
         cost=step_cost(
             spec,
-            weight_format(spec, scheme, candidate.engine, candidate.dtype),
+            weight_format(spec, scheme, candidate.engine, candidate.dtype, profile.vendor),
             kv_dtype_bytes=candidate.kv_bytes_per_element(spec),
             activation_dtype_bytes=DTYPE_BYTES[candidate.dtype],
             tensor_parallel_size=tp,
@@ -150,7 +153,13 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
     demand = MemoryDemand(
         spec=question.spec,
         engine=candidate.engine,
-        weights=weight_format(question.spec, candidate.scheme, candidate.engine, candidate.dtype),
+        weights=weight_format(
+            question.spec,
+            candidate.scheme,
+            candidate.engine,
+            candidate.dtype,
+            candidate.profile.vendor,
+        ),
         dtype=candidate.dtype,
         kv_dtype_bytes=candidate.kv_bytes_per_element(question.spec),
         tensor_parallel_size=candidate.tensor_parallel_size,

@@ -77,9 +77,9 @@ class EngineFormats:
     """Schemes that it makes from a 16- or 32-bit checkpoint while loading."""
     ends: Mapping[str, str]
     """For a scheme, that of the embedding and the head; what is not there is not quantized."""
-    as_stored: bool
-    """Weights that are not quantized keep the checkpoint's type, not that of the activations;
-    norms and biases are in float32."""
+    as_stored_on: frozenset[str]
+    """Vendors of devices on which weights that are not quantized keep the checkpoint's type, not
+    that of the activations; norms and biases are in float32 there."""
     quantized_checkpoints: bool
     """Reads weights that were quantized beforehand."""
 
@@ -114,7 +114,7 @@ def formats_of(engine: str) -> EngineFormats:
         kv_dtypes=frozenset(found.kv_dtypes),
         online=frozenset(found.online),
         ends=found.ends,
-        as_stored=found.as_stored,
+        as_stored_on=frozenset(found.as_stored_on),
         quantized_checkpoints=found.quantized_checkpoints,
     )
 
@@ -218,7 +218,7 @@ class _KvType(_Item, forbid_unknown_fields=True, frozen=True):
 class _Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     online: list[str]
     ends: dict[str, str]
-    as_stored: bool
+    as_stored_on: list[str]
     quantized_checkpoints: bool
     runs_on: list[_Rule]
     dtypes: dict[str, list[_Rule]]

@@ -173,7 +173,7 @@ def _subjects(
         source = find_model(name)
         spec = ModelSpec.from_directory(source.directory)
         check_supported(spec)
-        plain = plain_kv_dtype(spec, ENGINE)
+        plain = plain_kv_dtype(spec, ENGINE, profile.vendor)
         if not compiled and options.dtype == "float32":
             plain = "float32"
         for scheme in schemes:

@@ -82,6 +82,7 @@ def serve(
     gpu_memory_utilization: flags.GpuMemoryUtilization = None,
     no_prefix_caching: flags.NoPrefixCaching = False,
     threads: flags.Threads = None,
+    device: flags.Device = None,
     attention_backend: flags.AttentionBackend = None,
     linear_kernel: flags.LinearKernel = None,
     max_queued_requests: flags.MaxQueuedRequests = 256,

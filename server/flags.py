@@ -71,7 +71,7 @@ Quantization = Annotated[
 ]
 KvCacheDtype = Annotated[
     str | None,
-    typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8; in vLLM auto, fp8."),
+    typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8, fp8."),
 ]
 TensorParallelSize = Annotated[
     int | None, typer.Option(help="Devices that each layer is split over.", min=1)
@@ -99,9 +99,12 @@ GpuMemoryUtilization = Annotated[
 NoPrefixCaching = Annotated[
     bool, typer.Option("--no-prefix-caching", help="Share no KV blocks between requests.")
 ]
+Device = Annotated[
+    str | None, typer.Option(help="Where the native engine runs: auto (a GPU), cpu or cuda.")
+]
 Threads = Annotated[int | None, typer.Option(help="Compute threads.", min=1)]
 AttentionBackend = Annotated[
-    str | None, typer.Option(help="Attention kernel: auto, native or torch.")
+    str | None, typer.Option(help="Attention kernel: auto, native, triton or torch.")
 ]
 LinearKernel = Annotated[
     str | None,

@@ -32,9 +32,10 @@ from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Length, Workload, WorkloadError
 from profiles.accelerator import DeviceGroup, Hardware
 from profiles.catalog import load_catalog
+from profiles.detect import Detected, DetectedGroup
 from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
-from profiles.numerics import formats_of
+from profiles.numerics import Support, check_engine, formats_of
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -56,6 +57,7 @@ class Machine:
     placement: Placement
     """Of compute threads, as it is when the user asks for no number of them."""
     available_bytes: int
+    """Of the memory that the native engine's weights and cache go to."""
     has_compiler: bool
     """A C++ compiler, without which there are no compiled kernels."""
 
@@ -95,6 +97,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
     """Why the flags contradict each other; empty when they do not."""
     if engine is EngineChoice.SIMULATED:
         for flag, value in (
+            ("--device", options.device),
             ("--threads", options.threads),
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
@@ -114,6 +117,33 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
     return ""
 
 
+def choose_device(asked: str | None, detected: Detected, torch_version: str) -> DetectedGroup:
+    """What the native engine runs on: the first GPU that it has kernels for, else the processor.
+
+    Raises:
+        ValueError: the user asks for what is not there; one line.
+    """
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise ValueError(f"device {asked!r} is unknown (known: auto, cpu, cuda)")
+    if asked == "cpu":
+        return detected.cpu
+    reason = "no NVIDIA GPU was found"
+    for found in detected.groups:
+        profile = found.group.profile
+        if profile.vendor != "nvidia":
+            continue
+        verdict = check_engine("native", profile)
+        if verdict.support is Support.UNSUPPORTED:
+            reason = f"{profile.name}: {verdict.reason}"
+        elif torch_version.endswith("+cpu"):
+            reason = f"torch {torch_version} was built without CUDA"
+        else:
+            return replace(found, group=DeviceGroup(profile, 1))
+    if asked == "cuda":
+        raise ValueError(f"--device cuda: {reason}")
+    return detected.cpu
+
+
 def decide_native(
     options: ServeOptions,
     name: str,
@@ -129,7 +159,8 @@ def decide_native(
     """
     check_supported(spec)
     user = replace(engine_pins(options), engine="native")
-    if not machine.has_compiler:
+    on_cpu = machine.native.profile.is_cpu
+    if on_cpu and not machine.has_compiler:
         user = _without_compiler(user, plan)
     question = Question(
         model=name,
@@ -148,9 +179,10 @@ def decide_native(
         pins = question.pins
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
+    placed = on_cpu and not options.threads
     native = NativeOptions(
-        num_threads=options.threads or machine.placement.num_threads,
-        cpus=() if options.threads else machine.placement.compute_cpus,
+        num_threads=options.threads or (machine.placement.num_threads if on_cpu else 1),
+        cpus=machine.placement.compute_cpus if placed else (),
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
     )

@@ -33,9 +33,7 @@ def requests(count: int, num_tokens: int = 40, **sampling: object) -> list[Reque
     return [
         Request(
             request_id=f"r{i}",
-            prompt_token_ids=tuple(
-                chooser.randrange(3, 256) for _ in range(chooser.randint(2, 90))
-            ),
+            prompt_token_ids=prompt(),
             sampling=SamplingParams(seed=i, **options),  # type: ignore[arg-type]
             arrival_time=float(i),
         )

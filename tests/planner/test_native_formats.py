@@ -80,14 +80,14 @@ def test_weights_are_held_by_scheme_and_role(
     scheme: str, stored: str, layers: float, ends: float, dtype: str
 ) -> None:
     spec = replace(LLAMA, dtype=stored)
-    held = weight_format(spec, SCHEMES[scheme], "native", dtype)
+    held = weight_format(spec, SCHEMES[scheme], "native", dtype, "cpu")
     assert {held.bytes_of(role) for role in LAYERS} == {layers}
     assert {held.bytes_of(role) for role in ENDS} == {ends}
     assert held.bytes_of(TensorRole.NORM) == 4
 
 
 def test_vllm_leaves_embedding_and_head_in_the_type_of_activations() -> None:
-    held = weight_format(LLAMA, SCHEMES["fp8"], "vllm", "bfloat16")
+    held = weight_format(LLAMA, SCHEMES["fp8"], "vllm", "bfloat16", "nvidia")
     assert {held.bytes_of(role) for role in LAYERS} == {8.01 / 8}
     assert {held.bytes_of(role) for role in (*ENDS, TensorRole.NORM)} == {2}
 

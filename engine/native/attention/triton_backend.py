@@ -14,7 +14,7 @@ from engine.native.kernels.triton import attention as kernels
 from engine.native.memory import zeros
 
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""Of the cache types with scales: the value that the largest element of a head is mapped to."""
+"""Numbers of the types of 8 bits."""
 _LEAST_DOT = 16
 """Fewest rows, columns and inner elements of a product of tiles."""
 _LOG2_E = math.log2(math.e)
@@ -55,7 +55,7 @@ class _Partials:
 class TritonAttention:
     """Computes in the type of the queries, with sums in float32, on one CUDA device.
 
-    The cache holds ``cache_dtype``: float32, bfloat16, float16, or int8 or float8_e4m3fn with a
+    The cache holds ``cache_dtype``: float32, bfloat16, float16, float8_e4m3fn, or int8 with a
     scale for each token and head. A row of the output has the same bits whatever else is in the
     batch and wherever chunks begin; but a sequence's single tokens are decoded by one kernel and
     several at once by another, and the two round differently.
@@ -74,7 +74,7 @@ class TritonAttention:
         self._cache_dtype = cache_dtype
         self._device = device or torch.device("cpu")
         self._tiles = tiles or (NARROW if cache_dtype is torch.float32 else WIDE)
-        self._has_scales = cache_dtype in _LARGEST
+        self._has_scales = cache_dtype is torch.int8
         self._batch: AttentionBatch | None = None
         self._partials: _Partials | None = None
 
@@ -131,7 +131,7 @@ class TritonAttention:
             PADDED_DIM=triton.next_power_of_2(head_dim),
             BLOCK_SIZE=cache.keys.shape[2],
             LARGEST=_LARGEST.get(cache.keys.dtype, 0.0),
-            IS_INTEGER=cache.keys.dtype is torch.int8,
+            HAS_SCALES=self._has_scales,
             num_warps=1,
         )
 

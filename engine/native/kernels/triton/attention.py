@@ -1,7 +1,7 @@
 """Attention over a paged cache, in Triton: storing, decoding in parts, and whole chunks.
 
-The cache of a layer is two tensors [num_blocks, num_kv_heads, block_size, head_dim], in 8 bits
-with one float32 scale for each token and head, [num_blocks, num_kv_heads, block_size].
+The cache of a layer is two tensors [num_blocks, num_kv_heads, block_size, head_dim], in int8 with
+one float32 scale for each token and head, [num_blocks, num_kv_heads, block_size].
 
 Sums have one fixed order for each row: tiles and parts begin at fixed positions of the sequence,
 whatever else is in the batch and wherever a chunk begins. Softmaxes are computed online (Milakov
@@ -57,8 +57,8 @@ def store_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    LARGEST: tl.constexpr,  # value of an 8-bit type; 0 stores as is
-    IS_INTEGER: tl.constexpr,
+    LARGEST: tl.constexpr,  # value of a type of 8 bits; 0 where there is no need to look
+    HAS_SCALES: tl.constexpr,
 ):
     """One program for each (token, KV head)."""
     token = tl.program_id(0).to(tl.int64)
@@ -70,24 +70,24 @@ def store_kernel(
         mask = dims < HEAD_DIM
         k = tl.load(key + token * key_stride + head * HEAD_DIM + dims, mask=mask, other=0.0)
         v = tl.load(value + token * value_stride + head * HEAD_DIM + dims, mask=mask, other=0.0)
-        if LARGEST > 0:
-            k, k_scale = _round(k.to(tl.float32), LARGEST, IS_INTEGER)
-            v, v_scale = _round(v.to(tl.float32), LARGEST, IS_INTEGER)
+        if HAS_SCALES:
+            k, k_scale = _rounded(k.to(tl.float32), LARGEST)
+            v, v_scale = _rounded(v.to(tl.float32), LARGEST)
             tl.store(key_scales + place, k_scale)
             tl.store(value_scales + place, v_scale)
+        elif LARGEST > 0:
+            k = tl.minimum(tl.maximum(k.to(tl.float32), -LARGEST), LARGEST)
+            v = tl.minimum(tl.maximum(v.to(tl.float32), -LARGEST), LARGEST)
         tl.store(keys + place * HEAD_DIM + dims, k.to(keys.dtype.element_ty), mask=mask)
         tl.store(values + place * HEAD_DIM + dims, v.to(values.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _round(x, LARGEST: tl.constexpr, IS_INTEGER: tl.constexpr):
-    """``x`` in units of a scale that maps the largest of it to ``LARGEST``, and the scale."""
+def _rounded(x, LARGEST: tl.constexpr):
+    """``x`` in whole units of a scale that maps the largest of it to ``LARGEST``; the scale."""
     largest = tl.max(tl.abs(x), 0)
-    scale = largest / LARGEST
-    x = x * tl.where(largest > 0, LARGEST / largest, 0.0)
-    if IS_INTEGER:
-        x = tl.floor(x + 0.5)
-    return tl.minimum(tl.maximum(x, -LARGEST), LARGEST), scale
+    units = tl.floor(x * tl.where(largest > 0, LARGEST / largest, 0.0) + 0.5)
+    return tl.minimum(tl.maximum(units, -LARGEST), LARGEST), largest / LARGEST
 
 
 @triton.jit

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[4]))
 from engine.native.kernels.triton import attention, elementwise, sampling
 
 CACHES = {"bf16": 0, "i8": 127, "fp8e4nv": 448}
-"""Types of a cache beside activations in bfloat16, and the largest number of those with scales.
+"""Types of a cache beside activations in bfloat16, and the largest number of those of 8 bits.
 Products in float32 take the longest to compile and are no different."""
 
 
@@ -59,7 +59,7 @@ def compile_attention(capability: int, cache: str, window: bool) -> None:
     tail = numbers("num_kv_heads") | {"scale": "fp32"} | numbers("window")
     strides = numbers("query_stride", "block_tables_stride")
     partials = pointers("fp32", "partial_outputs", "partial_maxima", "partial_totals")
-    kinds = {"HAS_WINDOW": window, "HAS_SCALES": largest > 0}
+    kinds = {"HAS_WINDOW": window, "HAS_SCALES": cache == "i8"}
     tile = 64
     compile_kernel(
         capability,
@@ -69,7 +69,7 @@ def compile_attention(capability: int, cache: str, window: bool) -> None:
         | scales
         | pointers("i64", "slot_mapping")
         | numbers("key_stride", "value_stride", "num_kv_heads"),
-        shape | {"LARGEST": float(largest), "IS_INTEGER": cache == "i8"},
+        shape | {"LARGEST": float(largest), "HAS_SCALES": cache == "i8"},
         num_warps=1,
     )
     compile_kernel(
