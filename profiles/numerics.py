@@ -101,6 +101,11 @@ class Verdict:
     """Of that rate, what the kernel's instructions have."""
 
 
+def runs(verdict: Verdict) -> bool:
+    """Natively or emulated."""
+    return verdict.support is not Support.UNSUPPORTED
+
+
 @cache
 def formats_of(engine: str) -> EngineFormats:
     """What the engine can do with number formats.

@@ -41,7 +41,7 @@ from profiles.catalog import profile_to_mapping
 from profiles.detect import Detected, detect_hardware
 from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
-from profiles.numerics import KV_TYPES, SCHEMES, formats_of
+from profiles.numerics import KV_TYPES, SCHEMES, check_kv_dtype, formats_of, runs
 from profiles.step_time import StepTimeModel
 from server import trial
 from server.calibrate_tables import DeviceReport, ModelReport, report_tables
@@ -198,7 +198,7 @@ def _calibrate_cpu(
             models=tuple(subject.order for subject in subjects),
             dtype=options.dtype,
             products=_TYPES + (_schemes() if compiler_available() else ()),
-            kv_cache_dtypes=_kv_cache_dtypes(compiled),
+            kv_cache_dtypes=_kv_cache_dtypes(group.profile, compiled),
             num_threads=options.threads or placement.num_threads,
             cpus=() if options.threads else placement.compute_cpus,
             memory_bytes=int(_MEMORY_SHARE * host.available_memory_bytes),
@@ -269,13 +269,14 @@ def _schemes() -> tuple[str, ...]:
     return tuple(name for name in SCHEMES if name in known and name != "none")
 
 
-def _kv_cache_dtypes(compiled: bool) -> tuple[str, ...]:
+def _kv_cache_dtypes(profile: AcceleratorProfile, compiled: bool) -> tuple[str, ...]:
     """Types of the cache whose attention the engine has; in plain torch none that is compact."""
-    known = formats_of(ENGINE).kv_dtypes
     return tuple(
         name
         for name, kind in KV_TYPES.items()
-        if name in known and name != "auto" and (compiled or not kind.is_compact)
+        if name != "auto"
+        and runs(check_kv_dtype(name, profile, ENGINE))
+        and (compiled or not kind.is_compact)
     )
 
 

@@ -30,12 +30,19 @@ from planner.plan import Plan, Settings
 from planner.sizing import Sized
 from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Length, Workload, WorkloadError
-from profiles.accelerator import DeviceGroup, Hardware
+from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
 from profiles.catalog import load_catalog
 from profiles.detect import Detected, DetectedGroup
 from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
-from profiles.numerics import Support, check_engine, formats_of
+from profiles.numerics import (
+    KV_TYPES,
+    SCHEMES,
+    check_engine,
+    check_kv_dtype,
+    check_scheme,
+    runs,
+)
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -133,7 +140,7 @@ def choose_device(asked: str | None, detected: Detected, torch_version: str) -> 
         if profile.vendor != "nvidia":
             continue
         verdict = check_engine("native", profile)
-        if verdict.support is Support.UNSUPPORTED:
+        if not runs(verdict):
             reason = f"{profile.name}: {verdict.reason}"
         elif torch_version.endswith("+cpu"):
             reason = f"torch {torch_version} was built without CUDA"
@@ -161,7 +168,7 @@ def decide_native(
     user = replace(engine_pins(options), engine="native")
     on_cpu = machine.native.profile.is_cpu
     if on_cpu and not machine.has_compiler:
-        user = _without_compiler(user, plan)
+        user = _without_compiler(user, plan, machine.native.profile)
     question = Question(
         model=name,
         spec=spec,
@@ -190,7 +197,7 @@ def decide_native(
     return Decision(shown, config, settings, warnings)
 
 
-def _without_compiler(user: Pins, plan: Plan | None) -> Pins:
+def _without_compiler(user: Pins, plan: Plan | None, profile: AcceleratorProfile) -> Pins:
     """The user's decisions where no kernel can be compiled: what plain torch can do is pinned.
 
     Raises:
@@ -200,18 +207,19 @@ def _without_compiler(user: Pins, plan: Plan | None) -> Pins:
     if plan is not None:
         quantization = quantization or _settings(plan).quantization
         kv_cache_dtype = kv_cache_dtype or _settings(plan).kv_cache_dtype
+    schemes = {n for n in SCHEMES if runs(check_scheme(n, profile, "native"))}
+    kv_dtypes = {n for n in KV_TYPES if runs(check_kv_dtype(n, profile, "native"))}
     return replace(
         user,
-        quantization=_uncompiled("--quantization", quantization, "none"),
-        kv_cache_dtype=_uncompiled("--kv-cache-dtype", kv_cache_dtype, "float32"),
+        quantization=_uncompiled("--quantization", quantization, "none", schemes),
+        kv_cache_dtype=_uncompiled("--kv-cache-dtype", kv_cache_dtype, "float32", kv_dtypes),
     )
 
 
-def _uncompiled(flag: str, wanted: str | None, plain: str) -> str:
+def _uncompiled(flag: str, wanted: str | None, plain: str, compiled: set[str]) -> str:
     if wanted is None or wanted == "auto":
         return plain
-    formats = formats_of("native")
-    if wanted != plain and wanted in formats.schemes | formats.kv_dtypes:
+    if wanted != plain and wanted in compiled:
         raise ValueError(
             f"{flag} {wanted} needs compiled kernels, but there is no C++ compiler: install g++ "
             f"(or name another one in $CXX), or take {flag} {plain}"

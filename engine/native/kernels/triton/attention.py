@@ -91,64 +91,47 @@ def _rounded(x, LARGEST: tl.constexpr):
 
 
 @triton.jit
+def _load(pointers, mask, OTHER: tl.constexpr, MASKED: tl.constexpr):
+    if MASKED:
+        loaded = tl.load(pointers, mask=mask, other=OTHER)
+    else:
+        loaded = tl.load(pointers)
+    return loaded
+
+
+# Arguments stand in lines by what they belong to.
+# fmt: off
+@triton.jit
 def _attend(
-    accumulated,
-    maximum,
-    total,
-    query,  # [rows, PADDED_DIM]
-    positions,  # [rows]
-    begin,
-    end,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    block_table,
-    kv_head,
-    num_kv_heads,
-    scale,
-    window,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    MASKED: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    accumulated, maximum, total,  # float32 [rows, PADDED_DIM], [rows], [rows]
+    query, positions,  # [rows, PADDED_DIM], [rows]
+    begin, end,
+    keys, values, key_scales, value_scales, block_table,
+    kv_head, num_kv_heads, scale, window,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
 ):
     """Takes tokens ``begin`` to ``end`` of a sequence into the running softmax of some rows.
 
     Unless ``MASKED``, all rows see all of the tokens, and they are whole tiles.
     """
     dims = tl.arange(0, PADDED_DIM)
+    in_head = dims < HEAD_DIM
+    PARTIAL: tl.constexpr = MASKED or HEAD_DIM != PADDED_DIM
     for start in range(begin, end, TILE):
         tokens = start + tl.arange(0, TILE)
-        if MASKED:
-            blocks = tl.load(block_table + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
-        else:
-            blocks = tl.load(block_table + tokens // BLOCK_SIZE)
+        # What lies behind the end of the sequence is not even finite.
+        exists = tokens < end
+        blocks = _load(block_table + tokens // BLOCK_SIZE, exists, 0, MASKED)
         places = blocks.to(tl.int64) * num_kv_heads + kv_head
         places = places * BLOCK_SIZE + tokens % BLOCK_SIZE
         key_pointers = keys + places[None, :] * HEAD_DIM + dims[:, None]
-        value_pointers = values + places[:, None] * HEAD_DIM + dims[None, :]
-        # What lies behind the end of the sequence is not even finite.
-        if MASKED:
-            in_head = dims < HEAD_DIM
-            key_mask = (tokens < end)[None, :] & in_head[:, None]
-            key = tl.load(key_pointers, mask=key_mask, other=0.0)
-        elif HEAD_DIM == PADDED_DIM:
-            key = tl.load(key_pointers)
-        else:
-            key = tl.load(key_pointers, mask=(dims < HEAD_DIM)[:, None], other=0.0)
+        key = _load(key_pointers, exists[None, :] & in_head[:, None], 0.0, PARTIAL)
         scores = tl.dot(query, key.to(query.dtype), input_precision="ieee") * scale
         if HAS_SCALES:
-            if MASKED:
-                key_scale = tl.load(key_scales + places, mask=tokens < end, other=0.0)
-            else:
-                key_scale = tl.load(key_scales + places)
-            scores *= key_scale[None, :]
+            scores *= _load(key_scales + places, exists, 0.0, MASKED)[None, :]
         if MASKED:
-            seen = (tokens[None, :] <= positions[:, None]) & (tokens < end)[None, :]
+            seen = (tokens[None, :] <= positions[:, None]) & exists[None, :]
             if HAS_WINDOW:
                 seen &= tokens[None, :] > positions[:, None] - window
             scores = tl.where(seen, scores, float("-inf"))
@@ -159,19 +142,10 @@ def _attend(
         rescale = tl.exp2(maximum - finite)
         total = total * rescale + tl.sum(weights, 1)
         maximum = new_maximum
-        if MASKED:
-            value_mask = (tokens < end)[:, None] & (dims < HEAD_DIM)[None, :]
-            value = tl.load(value_pointers, mask=value_mask, other=0.0)
-        elif HEAD_DIM == PADDED_DIM:
-            value = tl.load(value_pointers)
-        else:
-            value = tl.load(value_pointers, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+        value_pointers = values + places[:, None] * HEAD_DIM + dims[None, :]
+        value = _load(value_pointers, exists[:, None] & in_head[None, :], 0.0, PARTIAL)
         if HAS_SCALES:
-            if MASKED:
-                value_scale = tl.load(value_scales + places, mask=tokens < end, other=0.0)
-            else:
-                value_scale = tl.load(value_scales + places)
-            weights *= value_scale[None, :]
+            weights *= _load(value_scales + places, exists, 0.0, MASKED)[None, :]
         accumulated = tl.dot(
             weights.to(query.dtype),
             value.to(query.dtype),
@@ -181,33 +155,46 @@ def _attend(
     return accumulated, maximum, total
 
 
+@triton.jit
+def _attend_range(
+    query, positions, begin, whole, end,
+    keys, values, key_scales, value_scales, block_table,
+    kv_head, num_kv_heads, scale, window,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
+):
+    """Attends to tokens ``begin`` to ``end``, of which all rows see those before ``whole``."""
+    accumulated = tl.zeros([ROWS, PADDED_DIM], tl.float32)
+    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if not HAS_WINDOW:
+        accumulated, maximum, total = _attend(
+            accumulated, maximum, total, query, positions, begin, whole,
+            keys, values, key_scales, value_scales, block_table,
+            kv_head, num_kv_heads, scale, window,
+            HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, False, HAS_WINDOW, HAS_SCALES,
+        )
+        begin = whole
+    return _attend(
+        accumulated, maximum, total, query, positions, begin, end,
+        keys, values, key_scales, value_scales, block_table,
+        kv_head, num_kv_heads, scale, window,
+        HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, True, HAS_WINDOW, HAS_SCALES,
+    )
+
+
 @triton.jit(do_not_specialize=["num_kv_heads", "most_parts", "window"])
 def decode_kernel(
     query,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM], heads dense
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    block_tables,
-    query_start_loc,
-    context_lens,
+    keys, values, key_scales, value_scales,
+    block_tables, query_start_loc, context_lens,
     partial_outputs,  # float32 [num_seqs, num_kv_heads * GROUP, most_parts, HEAD_DIM]
-    partial_maxima,  # float32 [num_seqs, num_kv_heads * GROUP, most_parts]
-    partial_totals,
-    query_stride,
-    block_tables_stride,
-    num_kv_heads,
-    most_parts,
-    scale,
-    window,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    partial_maxima, partial_totals,  # float32 [num_seqs, num_kv_heads * GROUP, most_parts]
+    query_stride, block_tables_stride, num_kv_heads, most_parts, scale, window,
+    GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
 ):
     """One program for each (part, KV head, sequence); those with one query token are attended."""
     part = tl.program_id(0)
@@ -226,75 +213,21 @@ def decode_kernel(
         dims = tl.arange(0, PADDED_DIM)
         heads = kv_head * GROUP + rows
         mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-        q = tl.load(
-            query + token * query_stride + heads[:, None] * HEAD_DIM + dims[None, :],
-            mask=mask,
-            other=0.0,
-        )
-        positions = tl.zeros([ROWS], tl.int32) + (context_len - 1)
-        accumulated = tl.zeros([ROWS, PADDED_DIM], tl.float32)
-        maximum = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        block_table = block_tables + sequence * block_tables_stride
-        whole = begin  # tiles that need no mask end here
-        if not HAS_WINDOW:
-            whole = begin + (end - begin) // TILE * TILE
-            accumulated, maximum, total = _attend(
-                accumulated,
-                maximum,
-                total,
-                q,
-                positions,
-                begin,
-                whole,
-                keys,
-                values,
-                key_scales,
-                value_scales,
-                block_table,
-                kv_head,
-                num_kv_heads,
-                scale,
-                window,
-                HEAD_DIM,
-                PADDED_DIM,
-                BLOCK_SIZE,
-                TILE,
-                False,
-                HAS_WINDOW,
-                HAS_SCALES,
-            )
-        accumulated, maximum, total = _attend(
-            accumulated,
-            maximum,
-            total,
-            q,
-            positions,
-            whole,
-            end,
-            keys,
-            values,
-            key_scales,
-            value_scales,
-            block_table,
-            kv_head,
-            num_kv_heads,
-            scale,
-            window,
-            HEAD_DIM,
-            PADDED_DIM,
-            BLOCK_SIZE,
-            TILE,
-            True,
-            HAS_WINDOW,
-            HAS_SCALES,
+        pointers = query + token * query_stride + heads[:, None] * HEAD_DIM + dims[None, :]
+        accumulated, maximum, total = _attend_range(
+            tl.load(pointers, mask=mask, other=0.0),
+            tl.zeros([ROWS], tl.int32) + (context_len - 1),
+            begin, begin + (end - begin) // TILE * TILE, end,
+            keys, values, key_scales, value_scales, block_tables + sequence * block_tables_stride,
+            kv_head, num_kv_heads, scale, window,
+            ROWS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_SCALES,
         )
         results = (sequence * num_kv_heads * GROUP + heads) * most_parts + part
         tl.store(partial_maxima + results, maximum, mask=rows < GROUP)
         tl.store(partial_totals + results, total, mask=rows < GROUP)
-        tl.store(
-            partial_outputs + results[:, None] * HEAD_DIM + dims[None, :], accumulated, mask=mask
-        )
+        outputs = partial_outputs + results[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(outputs, accumulated, mask=mask)
+# fmt: on
 
 
 @triton.jit(do_not_specialize=["num_heads", "most_parts", "window"])
@@ -356,31 +289,17 @@ def merge_kernel(
         )
 
 
+# fmt: off
 @triton.jit(do_not_specialize=["num_seqs", "num_kv_heads", "window"])
 def chunk_kernel(
     query,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM], heads dense
     output,  # the same, dense
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    block_tables,
-    query_start_loc,
-    context_lens,
-    query_stride,
-    block_tables_stride,
-    num_seqs,
-    num_kv_heads,
-    scale,
-    window,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SCALES: tl.constexpr,
+    keys, values, key_scales, value_scales,
+    block_tables, query_start_loc, context_lens,
+    query_stride, block_tables_stride, num_seqs, num_kv_heads, scale, window,
+    GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
 ):
     """One program for each (ROWS // GROUP queries, KV head) of sequences with several queries.
 
@@ -398,12 +317,11 @@ def chunk_kernel(
             low = middle
         else:
             high = middle
-    sequence = low
-    start = tl.load(query_start_loc + sequence)
-    num_queries = tl.load(query_start_loc + sequence + 1) - start
-    first_query = (program - (start // QUERIES + sequence)) * QUERIES
+    start = tl.load(query_start_loc + low)
+    num_queries = tl.load(query_start_loc + low + 1) - start
+    first_query = (program - (start // QUERIES + low)) * QUERIES
     if (num_queries > 1) & (first_query < num_queries):
-        context_len = tl.load(context_lens + sequence)
+        num_known = tl.load(context_lens + low) - num_queries
         rows = tl.arange(0, ROWS)
         dims = tl.arange(0, PADDED_DIM)
         queries = first_query + rows // GROUP
@@ -411,78 +329,26 @@ def chunk_kernel(
         in_use = (rows < QUERIES * GROUP) & (queries < num_queries)
         mask = in_use[:, None] & (dims < HEAD_DIM)[None, :]
         tokens = (start + queries).to(tl.int64)
-        q = tl.load(
-            query + (tokens * query_stride + heads * HEAD_DIM)[:, None] + dims[None, :],
-            mask=mask,
-            other=0.0,
-        )
-        first_position = context_len - num_queries + first_query
-        positions = context_len - num_queries + queries
-        end = tl.minimum(first_position + QUERIES, context_len)
+        pointers = query + (tokens * query_stride + heads * HEAD_DIM)[:, None] + dims[None, :]
+        first_position = num_known + first_query
         begin = 0
-        whole = (first_position + 1) // TILE * TILE  # tiles that all rows see whole end here
         if HAS_WINDOW:
             begin = tl.maximum(0, first_position - window + 1) // TILE * TILE
-            whole = begin
-        accumulated = tl.zeros([ROWS, PADDED_DIM], tl.float32)
-        maximum = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        block_table = block_tables + sequence * block_tables_stride
-        if not HAS_WINDOW:
-            accumulated, maximum, total = _attend(
-                accumulated,
-                maximum,
-                total,
-                q,
-                positions,
-                begin,
-                whole,
-                keys,
-                values,
-                key_scales,
-                value_scales,
-                block_table,
-                kv_head,
-                num_kv_heads,
-                scale,
-                window,
-                HEAD_DIM,
-                PADDED_DIM,
-                BLOCK_SIZE,
-                TILE,
-                False,
-                HAS_WINDOW,
-                HAS_SCALES,
-            )
-        accumulated, maximum, total = _attend(
-            accumulated,
-            maximum,
-            total,
-            q,
-            positions,
-            whole,
-            end,
-            keys,
-            values,
-            key_scales,
-            value_scales,
-            block_table,
-            kv_head,
-            num_kv_heads,
-            scale,
-            window,
-            HEAD_DIM,
-            PADDED_DIM,
-            BLOCK_SIZE,
-            TILE,
-            True,
-            HAS_WINDOW,
-            HAS_SCALES,
+        accumulated, _maximum, total = _attend_range(
+            tl.load(pointers, mask=mask, other=0.0),
+            num_known + queries,
+            begin,
+            (first_position + 1) // TILE * TILE,
+            tl.minimum(first_position + QUERIES, num_known + num_queries),
+            keys, values, key_scales, value_scales, block_tables + low * block_tables_stride,
+            kv_head, num_kv_heads, scale, window,
+            ROWS, HEAD_DIM, PADDED_DIM, BLOCK_SIZE, TILE, HAS_WINDOW, HAS_SCALES,
         )
-        num_heads = num_kv_heads * GROUP
         result = accumulated / tl.where(total == 0.0, 1.0, total)[:, None]
+        places = (tokens * num_kv_heads * GROUP + heads) * HEAD_DIM
         tl.store(
-            output + ((tokens * num_heads + heads) * HEAD_DIM)[:, None] + dims[None, :],
+            output + places[:, None] + dims[None, :],
             result.to(output.dtype.element_ty),
             mask=mask,
         )
+# fmt: on
