@@ -25,7 +25,11 @@ class Workload:
 
 
 def attention_work(
-    backend: AttentionBackend, dtype: torch.dtype, workload: Workload, device: torch.device
+    backend: AttentionBackend,
+    dtype: torch.dtype,
+    workload: Workload,
+    device: torch.device,
+    window: int | None = None,
 ) -> Callable[[], object]:
     """One layer's attention of a workload, ready to be called over and over."""
     blocks_each = -(-workload.context_len // _BLOCK_SIZE)
@@ -48,4 +52,4 @@ def attention_work(
     num_tokens = workload.num_seqs * workload.num_new
     query = torch.randn((num_tokens, HEADS, HEAD_DIM), device=device).to(dtype)
     key = torch.randn((num_tokens, KV_HEADS, HEAD_DIM), device=device).to(dtype)
-    return lambda: backend.forward(query, key, key, cache, None)
+    return lambda: backend.forward(query, key, key, cache, window)
