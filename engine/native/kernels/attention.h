@@ -51,6 +51,12 @@ constexpr float NOTHING = -1e30f;  // maximum before anything was seen; finite, 
 
 // ------------------------------------------------------------------ storing
 
+// The row that the value of the token at `offset` starts in, or shares with others.
+template <typename T>
+int64_t value_row(const Cache& cache, int64_t block, int offset) {
+  return block * block_rows(cache) + offset / Arithmetic<T>::TERMS * Arithmetic<T>::TERMS;
+}
+
 // Writes a token's key and value of one head to their slot.
 template <typename T>
 void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int token, int h) {
@@ -60,10 +66,12 @@ void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int
   const float* key = heads.key + token * heads.key_stride + int64_t(h) * dim;
   const float* value = heads.value + token * heads.value_stride + int64_t(h) * dim;
   const int64_t scale = at * cache.block_lanes + offset;
-  store_head(key, dim, static_cast<T*>(cache.keys) + at * dim * cache.block_lanes + offset,
-             cache.block_lanes, SCALED<T> ? cache.key_scales + scale : nullptr);
-  store_head(value, dim, static_cast<T*>(cache.values) + (at * cache.block_size + offset) * dim, 1,
-             SCALED<T> ? cache.value_scales + scale : nullptr);
+  constexpr int TERMS = Arithmetic<T>::TERMS;
+  T* keys = static_cast<T*>(cache.keys) + at * dim * cache.block_lanes + offset * TERMS;
+  T* values = static_cast<T*>(cache.values) + value_row<T>(cache, at, offset) * dim + offset % TERMS;
+  store_head<TERMS>(key, dim, keys, cache.block_lanes * TERMS,
+                    SCALED<T> ? cache.key_scales + scale : nullptr);
+  store_head<1>(value, dim, values, TERMS, SCALED<T> ? cache.value_scales + scale : nullptr);
 }
 
 // ------------------------------------------------------------------ tiles
@@ -98,9 +106,11 @@ struct Softmax {
 };
 
 // One thread's working memory, kept over calls so that a step allocates nothing.
+template <typename T>
 struct Scratch {
-  std::vector<float> query;
-  std::vector<vec> weights;
+  std::vector<float> query;  // of one row
+  std::vector<typename Arithmetic<T>::Factor> queries, weights;
+  std::vector<vec> scores;
   Softmax part, all;
 };
 
@@ -122,9 +132,15 @@ struct Step {
 // Attention of one tile. DIM is the head size, or 0 where it is not known at compile time.
 template <int DIM, typename T>
 class TileAttention {
+  typedef Arithmetic<T> Products;
+  typedef typename Products::Factor Factor;
+  static constexpr int TERMS = Products::TERMS;
+  static constexpr int LINE = 64 / sizeof(T);  // numbers in a line of the processor's caches
+  static constexpr int STEP_FACTORS = STEP_VECTORS * LANES / TERMS;
+
  public:
   TileAttention(const Batch& batch, const Cache& cache, const Heads& heads, const Tile& tile,
-                Scratch& scratch)
+                Scratch<T>& scratch)
       : cache_(cache),
         heads_(heads),
         scratch_(scratch),
@@ -143,11 +159,17 @@ class TileAttention {
 
   void load_queries() {
     const float scale = 1.0f / std::sqrt(float(dim()));
-    scratch_.query.resize(num_rows_ * dim());
-    scratch_.weights.resize(num_rows_ * STEP_VECTORS);
+    scratch_.query.assign(padded_dim(), 0.0f);
+    scratch_.queries.resize(num_rows_ * query_factors());
+    scratch_.scores.resize(num_rows_ * STEP_VECTORS);
+    scratch_.weights.resize(num_rows_ * STEP_FACTORS);
+    float* query = scratch_.query.data();
     for (int row = 0; row < num_rows_; row++) {
       const float* from = heads_.query + offset_in_batch(row, heads_.query_stride);
-      for (int d = 0; d < dim(); d++) scratch_.query[row * dim() + d] = from[d] * scale;
+      Factor* to = scratch_.queries.data() + row * query_factors();
+      for (int d = 0; d < dim(); d++) query[d] = from[d] * scale;
+      for (int d = 0; d < padded_dim(); d += 2 * LANES)
+        Products::store_factors(load(query + d), load(query + d + LANES), to + d / TERMS);
     }
   }
 
@@ -195,6 +217,8 @@ class TileAttention {
 
  private:
   int dim() const { return DIM ? DIM : heads_.head_dim; }
+  int padded_dim() const { return (dim() + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
+  int query_factors() const { return padded_dim() / TERMS; }
 
   // Row r is query r / group, head r % group of the KV head's group.
   int64_t offset_in_batch(int row, int64_t stride) const {
@@ -220,56 +244,68 @@ class TileAttention {
     const int index = vector / vectors_in_block(), offset = vector % vectors_in_block() * LANES;
     const int64_t at = int64_t(block_table_[index]) * heads_.num_kv_heads + kv_head_;
     const int first = index * cache_.block_size + offset;
-    return {static_cast<const T*>(cache_.keys) + at * dim() * cache_.block_lanes + offset,
-            static_cast<const T*>(cache_.values) + (at * cache_.block_size + offset) * dim(),
+    return {static_cast<const T*>(cache_.keys) + at * dim() * cache_.block_lanes + offset * TERMS,
+            static_cast<const T*>(cache_.values) + value_row<T>(cache_, at, offset) * dim(),
             cache_.key_scales + at * cache_.block_lanes + offset,
             cache_.value_scales + at * cache_.block_lanes + offset,
             first,
             std::min({LANES, cache_.block_size - offset, end_ - first})};
   }
 
-  // weights[row] = query[row] · keys
+  // scores[row] = query[row] · keys
   void score(const Step<T>& tokens, const Step<T>& next) {
-    const int stride = cache_.block_lanes;
-    vec* weights = scratch_.weights.data();
+    const int stride = cache_.block_lanes * TERMS;
+    vec* scores = scratch_.scores.data();
     vec scales[STEP_VECTORS];
     if constexpr (SCALED<T>)
       for (int s = 0; s < STEP_VECTORS; s++) scales[s] = load(tokens[s].key_scales);
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
-      const float* query = scratch_.query.data() + row * dim();
+      const Factor* query = scratch_.queries.data() + row * query_factors();
       vec acc[ROWS][STEP_VECTORS] = {};
-      for (int d = 0; d < dim(); d++) {
-        const vec k0 = load_as_float(tokens[0].keys + d * stride);
-        const vec k1 = load_as_float(tokens[1].keys + d * stride);
+      for (int d = 0; d < dim() / TERMS; d++) {
+        const auto k0 = Products::load(tokens[0].keys + d * stride);
+        const auto k1 = Products::load(tokens[1].keys + d * stride);
         __builtin_prefetch(next[0].keys + d * stride);
         __builtin_prefetch(next[1].keys + d * stride);
         for (int i = 0; i < ROWS; i++) {
-          acc[i][0] += query[i * dim() + d] * k0;
-          acc[i][1] += query[i * dim() + d] * k1;
+          acc[i][0] = Products::add(acc[i][0], query[i * query_factors() + d], k0);
+          acc[i][1] = Products::add(acc[i][1], query[i * query_factors() + d], k1);
         }
       }
       for (int i = 0; i < ROWS; i++)
         for (int s = 0; s < STEP_VECTORS; s++) {
           if constexpr (SCALED<T>) acc[i][s] *= scales[s];
-          weights[(row + i) * STEP_VECTORS + s] = acc[i][s];
+          scores[(row + i) * STEP_VECTORS + s] = acc[i][s];
         }
     });
   }
 
-  // weights[row] = exp(weights[row] - maximum[row]), after raising the maximum where needed
+  // weights[row] = exp(scores[row] - maximum[row]), after raising the maximum where needed
   void weigh(const Step<T>& tokens, bool second, Softmax& to) {
-    ivec lane;
-    for (int t = 0; t < LANES; t++) lane[t] = t;
-    for (int row = 0; row < num_rows_; row++) {
-      const int position = first_position_ + row / group_;
-      vec* weights = scratch_.weights.data() + row * STEP_VECTORS;
-      for (int s = 0; s < STEP_VECTORS; s++) {
+    const int last = tokens[1].first + tokens[1].count - 1;
+    const bool all_visible = second && tokens[0].count == LANES && tokens[1].count == LANES &&
+                             last <= first_position_ && tokens[0].first > end_ - 1 - window_;
+    if (all_visible)
+      weigh_visible(tokens, to, [](int, int, vec scores) { return scores; });
+    else
+      weigh_visible(tokens, to, [&](int position, int s, vec scores) {
+        ivec lane;
+        for (int t = 0; t < LANES; t++) lane[t] = t;
         const ivec token = lane + tokens[s].first;
         const int count = s == 0 || second ? tokens[s].count : 0;
         const ivec hidden = (lane >= count) | (token > position) | (token <= position - window_);
-        weights[s] = hidden ? vec{} - INFINITY : weights[s];
-      }
+        return hidden ? vec{} - INFINITY : scores;
+      });
+  }
+
+  template <typename F>
+  __attribute__((always_inline)) void weigh_visible(const Step<T>& tokens, Softmax& to, F visible) {
+    int position = first_position_, head = 0;
+    for (int row = 0; row < num_rows_; row++) {
+      vec weights[STEP_VECTORS];
+      for (int s = 0; s < STEP_VECTORS; s++)
+        weights[s] = visible(position, s, scratch_.scores[row * STEP_VECTORS + s]);
       const float highest = horizontal_max(maximum(weights[0], weights[1]));
       if (highest > to.maximum[row]) {
         const float rescale = exp_nonpositive(vec{} + (to.maximum[row] - highest))[0];
@@ -282,6 +318,9 @@ class TileAttention {
         to.sum[row] += weights[s];
         if constexpr (SCALED<T>) weights[s] *= finite_scales(tokens[s]);
       }
+      Products::store_factors(weights[0], weights[1],
+                              scratch_.weights.data() + row * STEP_FACTORS);
+      if (++head == group_) head = 0, position++;
     }
   }
 
@@ -292,12 +331,14 @@ class TileAttention {
     return lane < tokens.count ? load(tokens.value_scales) : vec{};
   }
 
-  vec load_dims(const T* row, int j) const {
-    const int left = dim() - j * LANES;
-    if (left >= LANES) return load_as_float(row + j * LANES);
-    T padded[LANES] = {};
-    for (int d = 0; d < left; d++) padded[d] = row[j * LANES + d];
-    return load_as_float(padded);
+  // Vector v of a row of values whose vector j is at `values`, and what it lacks as zeros.
+  typename Products::Operand load_dims(const T* values, int j, int v) const {
+    const int left = (dim() - (j + v) * LANES) * TERMS;
+    const T* from = values + v * LANES * TERMS;
+    if ((DIM && DIM % LANES == 0) || left >= LANES * TERMS) return Products::load(from);
+    T padded[LANES * TERMS] = {};
+    for (int d = 0; d < left; d++) padded[d] = from[d];
+    return Products::load(padded);
   }
 
   // output[row] += weights[row] · values
@@ -314,24 +355,28 @@ class TileAttention {
   template <int ROWS, int VECS>
   void add_dims(const Step<T>& tokens, bool second,
                 const Step<T>& next, Softmax& to, int row, int j) {
-    constexpr int STRIDE = STEP_VECTORS * LANES;
-    const float* weights =
-        reinterpret_cast<const float*>(scratch_.weights.data()) + row * STRIDE;
+    const Factor* weights = scratch_.weights.data() + row * STEP_FACTORS;
     vec acc[ROWS][VECS];
     for (int i = 0; i < ROWS; i++)
       for (int v = 0; v < VECS; v++) acc[i][v] = to.output[(row + i) * num_vecs() + j + v];
+    const auto add = [&](const Factor* weight, const T* values, auto prepare) {
+      typename Products::Operand value[VECS];
+      for (int v = 0; v < VECS; v++) value[v] = prepare(load_dims(values, j, v));
+      for (int i = 0; i < ROWS; i++)
+        for (int v = 0; v < VECS; v++)
+          acc[i][v] = Products::add(acc[i][v], weight[i * STEP_FACTORS], value[v]);
+    };
     for (int s = 0; s <= int(second); s++) {
-      const T *values = tokens[s].values, *later = next[s].values + j * LANES;
-      const float* weight_of = weights + s * LANES;
-      for (int t = 0; t < tokens[s].count; t++, values += dim(), later += dim()) {
-        vec value[VECS];
-        for (int v = 0; v < VECS; v++) value[v] = load_dims(values, j + v);
-        __builtin_prefetch(later);
-        for (int i = 0; i < ROWS; i++) {
-          const float weight = weight_of[i * STRIDE + t];
-          for (int v = 0; v < VECS; v++) acc[i][v] += weight * value[v];
-        }
+      const T *values = tokens[s].values + j * LANES * TERMS;
+      const T *later = next[s].values + j * LANES * TERMS;
+      const Factor* weight = weights + s * LANES / TERMS;
+      const Factor* const end = weight + tokens[s].count / TERMS;
+      for (; weight < end; weight++, values += dim() * TERMS, later += dim() * TERMS) {
+        for (int v = 0; v < VECS; v += std::max(1, LINE / (LANES * TERMS)))
+          __builtin_prefetch(later + v * LANES * TERMS);
+        add(weight, values, [](auto value) { return value; });
       }
+      if (tokens[s].count % TERMS) add(weight, values, Products::first_term);
     }
     for (int i = 0; i < ROWS; i++)
       for (int v = 0; v < VECS; v++) to.output[(row + i) * num_vecs() + j + v] = acc[i][v];
@@ -339,7 +384,7 @@ class TileAttention {
 
   const Cache& cache_;
   const Heads& heads_;
-  Scratch& scratch_;
+  Scratch<T>& scratch_;
   const int kv_head_, group_, num_rows_;
   const int first_token_, first_position_, end_, window_;
   const int32_t* block_table_;
@@ -391,11 +436,11 @@ struct Division {
     by_parts = longest > PART_VECTORS * LANES && int(tiles.size()) < 4 * num_threads && num_threads > 1;
   }
 
-  template <typename Attention>
-  void divide_by_parts(const Batch& batch, const Cache& cache, const Heads& heads) {
+  template <typename Attention, typename Scratch>
+  void divide_by_parts(const Batch& batch, const Cache& cache, const Heads& heads,
+                       Scratch& unused) {
     pieces.clear();
     first_piece.assign(1, 0);
-    Scratch unused;
     for (int t = 0; t < int(tiles.size()); t++) {
       const Attention attention(batch, cache, heads, tiles[t], unused);
       for (int part = attention.first_part(); part < attention.end_part(); part++)
@@ -409,9 +454,10 @@ struct Division {
 // Attention of one layer whose keys and values are stored. `division` is the step's, shared.
 inline void attend(const Member& member, const Batch& batch, const Cache& cache,
                    const Heads& heads, Division& division) {
-  static thread_local Scratch scratch;
   with_types(cache, heads, [&](auto element, auto dim) {
-    typedef TileAttention<dim(), decltype(element)> Attention;
+    typedef decltype(element) T;
+    typedef TileAttention<dim(), T> Attention;
+    static thread_local Scratch<T> scratch;
     if (!division.by_parts) {
       const int last = division.tiles.size() - 1;
       member.share(division.tiles.size(), [&](int i) {
@@ -422,7 +468,7 @@ inline void attend(const Member& member, const Batch& batch, const Cache& cache,
       });
       return;
     }
-    if (member.rank == 0) division.divide_by_parts<Attention>(batch, cache, heads);
+    if (member.rank == 0) division.divide_by_parts<Attention>(batch, cache, heads, scratch);
     member.team.meet();
     member.share(division.pieces.size(), [&](int i) {
       const Piece piece = division.pieces[i];
