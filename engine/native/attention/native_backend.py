@@ -30,8 +30,10 @@ class NativeAttention:
 
     name = "native"
 
-    def __init__(self, cache_dtype: torch.dtype = torch.float32) -> None:
-        self._library = load_library()
+    def __init__(
+        self, cache_dtype: torch.dtype = torch.float32, architecture: str = "native"
+    ) -> None:
+        self._library = load_library(architecture)
         self._cache_dtype = cache_dtype
         self._batch: AttentionBatch | None = None
 

@@ -300,7 +300,7 @@ class TileAttention {
   }
 
   template <typename F>
-  __attribute__((always_inline)) void weigh_visible(const Step<T>& tokens, Softmax& to, F visible) {
+  void weigh_visible(const Step<T>& tokens, Softmax& to, F visible) {
     int position = first_position_, head = 0;
     for (int row = 0; row < num_rows_; row++) {
       vec weights[STEP_VECTORS];
@@ -346,9 +346,14 @@ class TileAttention {
                   const Step<T>& next, Softmax& to) {
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
+      // With few rows more vectors at a time: an addition takes longer than starting the next.
+      constexpr int VECS = std::max(2, 2 * LINEAR_ROWS / ROWS);
+      constexpr bool DIVIDES = DIM && DIM % (VECS * LANES) == 0;
       int j = 0;
-      for (; j + 2 <= num_vecs(); j += 2) add_dims<ROWS, 2>(tokens, second, next, to, row, j);
-      if (j < num_vecs()) add_dims<ROWS, 1>(tokens, second, next, to, row, j);
+      for (; j + VECS <= num_vecs(); j += VECS)
+        add_dims<ROWS, VECS>(tokens, second, next, to, row, j);
+      if constexpr (!DIVIDES)
+        for (; j < num_vecs(); j++) add_dims<ROWS, 1>(tokens, second, next, to, row, j);
     });
   }
 

@@ -105,10 +105,10 @@ struct Arithmetic<uint16_t> {
 };
 #endif
 
-// Dimension d goes to (d / TERMS, d % TERMS) of an array whose first index has this stride.
+// Rounds a head to the cache's type. Its dimension d goes to (d / TERMS, d % TERMS) of an array
+// whose first index has this stride.
 template <int TERMS, typename T>
 void store_head(const float* from, int count, T* to, int64_t stride, float* scale) {
-  const auto at = [&](int d) -> T* { return to + d / TERMS * stride + d % TERMS; };
   float inverse = 1.0f;
   if constexpr (SCALED<T>) {
     float amax = 0;
@@ -117,9 +117,15 @@ void store_head(const float* from, int count, T* to, int64_t stride, float* scal
     // as well, where the sampler will meet it.)
     inverse = amax > 1e-30f && amax < INFINITY ? 127.0f / amax : 0.0f;
     *scale = inverse > 0 ? amax / 127.0f : 0.0f;
-    for (int d = 0; d < count; d++) store_as(at(d), inverse > 0 ? from[d] * inverse : 0.0f);
-  } else {
-    for (int d = 0; d < count; d++) store_as(at(d), from[d]);
+  }
+  constexpr int SIZE = 64;  // rounded in one go, which vectors can, and then scattered
+  T head[SIZE];
+  for (int first = 0; first < count; first += SIZE) {
+    const int size = std::min(SIZE, count - first);
+    for (int d = 0; d < size; d++)
+      store_as(head + d, SCALED<T> && inverse == 0 ? 0.0f : from[first + d] * inverse);
+    for (int d = 0; d < size; d += TERMS)
+      std::memcpy(to + (first + d) / TERMS * stride, head + d, TERMS * sizeof(T));
   }
 }
 
