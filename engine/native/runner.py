@@ -75,7 +75,8 @@ class ModelRunner:
             self.spec.head_dim,
         )
         self._forward: Forward
-        if self._kernels.are_compiled and isinstance(self._backend, NativeAttention):
+        whole = self._kernels.are_compiled and isinstance(self._backend, NativeAttention)
+        if whole and CompiledForward.suits(self.spec):
             self._forward = CompiledForward(self._model, self.spec, self._caches)
         else:
             self._forward = ModularForward(self._model, self._caches, self._backend)

@@ -68,7 +68,8 @@ void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int
   const int64_t scale = at * cache.block_lanes + offset;
   constexpr int TERMS = Arithmetic<T>::TERMS;
   T* keys = static_cast<T*>(cache.keys) + at * dim * cache.block_lanes + offset * TERMS;
-  T* values = static_cast<T*>(cache.values) + value_row<T>(cache, at, offset) * dim + offset % TERMS;
+  T* values =
+      static_cast<T*>(cache.values) + value_row<T>(cache, at, offset) * dim + offset % TERMS;
   store_head<TERMS>(key, dim, keys, cache.block_lanes * TERMS,
                     SCALED<T> ? cache.key_scales + scale : nullptr);
   store_head<1>(value, dim, values, TERMS, SCALED<T> ? cache.value_scales + scale : nullptr);
@@ -342,8 +343,7 @@ class TileAttention {
   }
 
   // output[row] += weights[row] · values
-  void add_values(const Step<T>& tokens, bool second,
-                  const Step<T>& next, Softmax& to) {
+  void add_values(const Step<T>& tokens, bool second, const Step<T>& next, Softmax& to) {
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
       // With few rows more vectors at a time: an addition takes longer than starting the next.
@@ -358,8 +358,8 @@ class TileAttention {
   }
 
   template <int ROWS, int VECS>
-  void add_dims(const Step<T>& tokens, bool second,
-                const Step<T>& next, Softmax& to, int row, int j) {
+  void add_dims(const Step<T>& tokens, bool second, const Step<T>& next, Softmax& to, int row,
+                int j) {
     const Factor* weights = scratch_.weights.data() + row * STEP_FACTORS;
     vec acc[ROWS][VECS];
     for (int i = 0; i < ROWS; i++)
@@ -438,7 +438,8 @@ struct Division {
         for (int first = 0; first < num_queries; first += tile_queries)
           tiles.push_back({s, h, first, std::min(tile_queries, num_queries - first)});
     }
-    by_parts = longest > PART_VECTORS * LANES && int(tiles.size()) < 4 * num_threads && num_threads > 1;
+    by_parts = longest > PART_VECTORS * LANES && int(tiles.size()) < 4 * num_threads &&
+               num_threads > 1;
   }
 
   template <typename Attention, typename Scratch>

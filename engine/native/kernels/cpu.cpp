@@ -39,7 +39,7 @@ void linear_forward(const Linear* l, const float* x, int32_t num_rows, float* y,
   const Input input{const_cast<float*>(x), words.data(), scales.data(), starts.data()};
   with_team(num_threads, [&](const Member& member) {
     round_rows(member, *l, x, input, num_rows);
-    multiply(member, *l, input, num_rows, Output{y, false});
+    multiply(member, *l, input, num_rows, y, REPLACE);
   });
 }
 
