@@ -50,6 +50,20 @@ def place_threads(
     return Placement(num_threads, compute, tuple(cpu for cpu in usable if cpu not in near))
 
 
+def share_of_rank(
+    num_threads: int, cpus: Sequence[int], rank: int, size: int
+) -> tuple[int, tuple[int, ...]]:
+    """Of an engine's threads, and the hardware threads they are bound to, what one rank gets.
+
+    Ranks get neighbours, which share caches and memory nodes; those that are left over go to the
+    first ranks. Where there are more ranks than threads, each still has one, and none is bound.
+    """
+    first, last = (num_threads * size_ // size for size_ in (rank, rank + 1))
+    if last == first or len(cpus) != num_threads:
+        return max(1, last - first), ()
+    return last - first, tuple(cpus[first:last])
+
+
 def _physical_cores(usable: Sequence[int], topology: Topology) -> list[tuple[int, ...]]:
     """The usable hardware threads of each core, in the order of memory nodes."""
     node_of = {cpu: node.index for node in topology.numa_nodes for cpu in node.cpus}

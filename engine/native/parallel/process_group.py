@@ -1,0 +1,93 @@
+"""Ranks that are processes of this machine, under ``torch.distributed``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.native.parallel.communicator import Communicator, CommunicatorError
+
+_TIMEOUT = timedelta(seconds=120)
+"""Longest wait for another rank. One that dies is noticed at once, by its closed connection; this
+is for one that hangs, and above what rank 0 takes to compile and to measure kernels."""
+_GROUP_FILE = "group"
+
+
+def join_group(config: EngineConfig, rank: int, directory: Path) -> Communicator:
+    """Meets the other ranks of an engine in ``directory``; to be called once in a process.
+
+    Raises:
+        CommunicatorError: they have not come within two minutes.
+    """
+    return ProcessGroup(rank, config.tensor_parallel_size, directory, torch.device("cpu"))
+
+
+class ProcessGroup:
+    """A communicator over gloo, between processes that compute on the CPU, or NCCL, on GPUs."""
+
+    def __init__(self, rank: int, size: int, directory: Path, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        on_cpu = device.type == "cpu"
+        if on_cpu:
+            os.environ["GLOO_SOCKET_IFNAME"] = _loopback()  # or others could reach us
+        with _clear_errors():
+            dist.init_process_group(
+                backend="gloo" if on_cpu else "nccl",
+                init_method=(directory / _GROUP_FILE).as_uri(),
+                rank=rank,
+                world_size=size,
+                timeout=_TIMEOUT,
+                device_id=None if on_cpu else device,
+            )
+        self._adds_in_order = on_cpu and size > 2
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        if not self._adds_in_order:
+            with _clear_errors():
+                dist.all_reduce(x)
+            return x
+        # gloo adds each part of a tensor in an order of its own, so that a row's bits would
+        # depend on the rows beside it. Two ranks have only one order.
+        total, *others = self._gather(x).unbind()
+        for other in others:
+            total += other
+        return total
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._gather(x).transpose(0, 1).flatten(1)
+
+    def barrier(self) -> None:
+        with _clear_errors():
+            dist.barrier()
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """All ranks' ``x``: [size, *x.shape]."""
+        gathered = x.new_empty(self.size, *x.shape)
+        with _clear_errors():
+            dist.all_gather(list(gathered.unbind()), x.contiguous())
+        return gathered
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Tells a collective that could not be completed from other errors of torch."""
+    try:
+        yield
+    except RuntimeError as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise CommunicatorError(f"a rank does not answer: {first_line}") from error
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name in ("lo", "lo0")), names[0])
