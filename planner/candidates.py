@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from planner.ledger import DTYPE_BYTES
 from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
-from profiles.hardware import link_between
+from profiles.hardware import divide_cpu, link_between
 from profiles.model_spec import AttentionKind, ModelSpec
 from profiles.numerics import (
     KV_TYPES,
@@ -68,6 +68,37 @@ class Question:
     pins: Pins = field(default_factory=Pins)
     available_bytes: int | None = None
     """Memory that is free on the host at hand; None is all of the device's."""
+
+
+def with_cpu_ranks(question: Question) -> Question:
+    """The question with a processor as so many devices as the user wants ranks on it.
+
+    Left to the planner it stays one: ranks share its memory, so that splitting a model adds
+    messages and saves nothing, unless there are several memory nodes.
+
+    Raises:
+        PinError: there are more ranks than cores.
+    """
+    size = question.pins.tensor_parallel_size or 1
+    if size == 1 or not any(_is_whole_cpu(group) for group in question.hardware):
+        return question
+    try:
+        hardware = tuple(
+            divide_cpu(group, size) if _is_whole_cpu(group) else group
+            for group in question.hardware
+        )
+    except ValueError as error:
+        raise PinError(f"tensor_parallel_size {size}: {error}") from None
+    available = question.available_bytes
+    return replace(
+        question,
+        hardware=hardware,
+        available_bytes=None if available is None else available // size,
+    )
+
+
+def _is_whole_cpu(group: DeviceGroup) -> bool:
+    return group.profile.is_cpu and group.count == 1
 
 
 class PinError(ValueError):
@@ -344,8 +375,6 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
 
 def _why_not_linked(group: DeviceGroup, count: int) -> str | None:
     """Why so many devices of a group cannot work on one model; None when they can."""
-    if group.profile.is_cpu:
-        return "one host is one device"
     try:
         link_between(group, count)
     except ValueError as error:
