@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import FileStore, ProcessGroupGloo
 
 from engine.config import EngineConfig
 from engine.native.parallel.communicator import Communicator, CommunicatorError
@@ -23,7 +24,7 @@ _GROUP_FILE = "group"
 
 
 def join_group(config: EngineConfig, rank: int, directory: Path) -> Communicator:
-    """Meets the other ranks of an engine in ``directory``; to be called once in a process.
+    """Meets the other ranks of an engine in ``directory``.
 
     Raises:
         CommunicatorError: they have not come within two minutes.
@@ -37,24 +38,16 @@ class ProcessGroup:
     def __init__(self, rank: int, size: int, directory: Path, device: torch.device) -> None:
         self.rank = rank
         self.size = size
-        on_cpu = device.type == "cpu"
-        if on_cpu:
-            os.environ["GLOO_SOCKET_IFNAME"] = _loopback()  # or others could reach us
+        self._adds_in_order = device.type == "cpu" and size > 2
         with _clear_errors():
-            dist.init_process_group(
-                backend="gloo" if on_cpu else "nccl",
-                init_method=(directory / _GROUP_FILE).as_uri(),
-                rank=rank,
-                world_size=size,
-                timeout=_TIMEOUT,
-                device_id=None if on_cpu else device,
-            )
-        self._adds_in_order = on_cpu and size > 2
+            store = FileStore(str(directory / _GROUP_FILE), size)
+            store.set_timeout(_TIMEOUT)
+            self._group = _backend(store, rank, size, device)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         if not self._adds_in_order:
             with _clear_errors():
-                dist.all_reduce(x)
+                self._group.allreduce([x]).wait()
             return x
         # gloo adds each part of a tensor in an order of its own, so that a row's bits would
         # depend on the rows beside it. Two ranks have only one order.
@@ -68,14 +61,30 @@ class ProcessGroup:
 
     def barrier(self) -> None:
         with _clear_errors():
-            dist.barrier()
+            self._group.barrier().wait()
 
     def _gather(self, x: Tensor) -> Tensor:
         """All ranks' ``x``: [size, *x.shape]."""
         gathered = x.new_empty(self.size, *x.shape)
         with _clear_errors():
-            dist.all_gather(list(gathered.unbind()), x.contiguous())
+            self._group.allgather([list(gathered.unbind())], [x.contiguous()]).wait()
         return gathered
+
+
+def _backend(store: FileStore, rank: int, size: int, device: torch.device) -> Any:
+    """A group of its own: torch's default one could be joined only once in a process.
+
+    (Any, since torch's stubs leave the collectives of single backends out.)
+    """
+    if device.type == "cpu":
+        os.environ["GLOO_SOCKET_IFNAME"] = _loopback()  # or others could reach us
+        return ProcessGroupGloo(store, rank, size, _TIMEOUT)
+    from torch.distributed import ProcessGroupNCCL  # not in torch for CPUs
+
+    options = ProcessGroupNCCL.Options()
+    options._timeout = _TIMEOUT
+    torch.cuda.set_device(device)
+    return ProcessGroupNCCL(store, rank, size, options)
 
 
 @contextmanager
