@@ -55,12 +55,11 @@ def share_of_rank(
 ) -> tuple[int, tuple[int, ...]]:
     """Of an engine's threads, and the hardware threads they are bound to, what one rank gets.
 
-    Ranks get neighbours, which share caches and memory nodes; those that are left over go to the
-    first ranks. Where there are more ranks than threads, each still has one, and none is bound.
+    Ranks get neighbours, which share caches and memory nodes. Where there are more ranks than
+    threads, some share a core.
     """
-    first, last = (num_threads * size_ // size for size_ in (rank, rank + 1))
-    if last == first or len(cpus) != num_threads:
-        return max(1, last - first), ()
+    first = num_threads * rank // size
+    last = max(first + 1, num_threads * (rank + 1) // size)
     return last - first, tuple(cpus[first:last])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import FileStore, ProcessGroupGloo
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from engine.config import EngineConfig
 from engine.native.parallel.communicator import Communicator, CommunicatorError

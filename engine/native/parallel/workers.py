@@ -31,7 +31,7 @@ _START_S = 120.0
 """Longest that a worker may take to import torch."""
 _LOAD_S = 3600.0
 """Longest that a worker may take beyond rank 0 to load its part."""
-_CLOSE_GRACE_S = 5.0
+_CLOSE_GRACE_S = 2.0
 _POLL_MS = 20
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from torch import Tensor
 from engine.config import EngineConfig
 from engine.loop import ExecutorError
 from engine.native.loader import WeightLoadingError
+from engine.native.parallel import process_group
 from engine.native.parallel.executor import TensorParallelExecutor
 from engine.native.runner import ModelRunner
 from profiles.model_spec import ModelSpecError
@@ -142,6 +144,17 @@ def test_a_killed_rank_is_named(qwen3: Path) -> None:
     assert not any(map(is_running, pids))
 
 
+def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_group, "_TIMEOUT", timedelta(seconds=2))
+    executor = TensorParallelExecutor(config_for(qwen3, 2))
+    os.kill(executor.worker_pids[0], signal.SIGSTOP)
+    with pytest.raises(ExecutorError, match="a rank does not answer: ") as lost:
+        decode_many(executor)
+    assert "\n" not in str(lost.value)
+    executor.close()
+    assert not any(map(is_running, executor.worker_pids))
+
+
 def test_a_rank_that_knows_why_it_ends_says_so(qwen3: Path) -> None:
     executor = TensorParallelExecutor(config_for(qwen3, 2))
     executor._previous = StepResult({7: 1})  # as if rank 0 had sampled what the other had not
@@ -163,6 +176,7 @@ _ENGINE = """
 import sys
 from pathlib import Path
 from engine.config import EngineConfig
+from engine.native.parallel import process_group
 from engine.native.parallel.executor import TensorParallelExecutor
 from scheduler.config import SchedulerConfig
 limits = SchedulerConfig(num_blocks=10, max_model_len=100)
