@@ -68,6 +68,7 @@ def test_a_dead_rank_takes_the_engine_along_and_both_come_back(split: ServerProc
     assert time.monotonic() - killed < 20
     assert split.engine_pid() != engine
     assert worker_pids(split) != [worker]
+    assert not re.search(r"Traceback|Fatal|terminate called", split.log.read_text())
 
 
 def test_a_rank_that_dies_while_there_is_nothing_to_do_is_noticed(split: ServerProcess) -> None:

@@ -34,7 +34,7 @@ from scheduler.step_plan import StepResult
 _LINGER_MS = 1000
 
 
-def main() -> int:
+def main() -> None:
     # As for the engine process: it alone decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -47,16 +47,16 @@ def main() -> int:
     try:
         _run(socket)
     except CommunicatorError:
-        return 1  # rank 0 notices the same, or is the one that is gone
+        pass  # rank 0 notices the same, or is the one that is gone
     except Exception as error:
         _send(socket, Failed(" ".join(str(error).split()) or type(error).__name__))
-        socket.close()
-        return 1
-    return 0
+    socket.close()
+    zmq.Context.instance().term()  # when the last words are on their way
+    os._exit(1)  # torch's threads of a broken group could not be joined
 
 
 def _end_with_engine() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
@@ -92,4 +92,4 @@ def _send(socket: zmq.Socket[bytes], message: FromWorker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
