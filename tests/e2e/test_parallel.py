@@ -18,6 +18,8 @@ from tests.e2e.server_process import ServerProcess, serving
 from tests.e2e.test_life import LONG, raw_request
 
 FLAGS = ("--quantization", "none", "--linear-kernel", "fp32-activations")
+NOISE = re.compile("Traceback|Fatal|terminate called|Aborted")
+"""What processes leave behind that do not end as they should."""
 SAYS = {"prompt": "What is 2 + 2?", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
 
 
@@ -32,6 +34,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serving(log, *FLAGS, "--tensor-parallel-size", "2") as process:
         process.wait_until_ready()
         yield process
+    assert process.process.returncode == 0
+    assert not NOISE.search(log.read_text())
 
 
 def test_answers_are_those_of_one_process(split: ServerProcess, tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_a_dead_rank_takes_the_engine_along_and_both_come_back(split: ServerProc
     assert time.monotonic() - killed < 20
     assert split.engine_pid() != engine
     assert worker_pids(split) != [worker]
-    assert not re.search(r"Traceback|Fatal|terminate called", split.log.read_text())
+    assert not NOISE.search(split.log.read_text())
 
 
 def test_a_rank_that_dies_while_there_is_nothing_to_do_is_noticed(split: ServerProcess) -> None:

@@ -8,6 +8,7 @@ all that travels beside the collectives.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,10 +50,13 @@ class TensorParallelExecutor:
                 group = join_group(config, 0, Path(directory))
                 self._runner = ModelRunner(config_of_rank(config, 0), group)
                 self._workers.wait_until_loaded()
-            except Exception as error:
-                lost = self._lost(error) if isinstance(error, CommunicatorError) else error
+            except CommunicatorError as error:
+                lost = self._lost(error)
                 self._workers.close()
                 raise lost from error
+            except Exception:
+                self._workers.close()
+                raise
 
     @property
     def spec(self) -> ModelSpec:
@@ -76,7 +80,7 @@ class TensorParallelExecutor:
             self._previous = self._runner.execute(plan)
         except CommunicatorError as error:
             raise self._lost(error) from error
-        return StepResult(self._previous.sampled_token_ids, time.perf_counter() - start)
+        return replace(self._previous, duration_s=time.perf_counter() - start)
 
     def forward(self, plan: StepPlan) -> Tensor:
         """As ``ModelRunner.forward``, on all ranks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -39,14 +40,20 @@ class ProcessGroup:
         self.rank = rank
         self.size = size
         self._adds_in_order = device.type == "cpu" and size > 2
-        with _clear_errors():
+        with _collective():
             store = FileStore(str(directory / _GROUP_FILE), size)
             store.set_timeout(_TIMEOUT)
-            self._group = _backend(store, rank, size, device)
+            self._held = [_backend(store, rank, size, device)]
+        # Its threads must end before the interpreter does, or the process is aborted.
+        weakref.finalize(self, self._held.clear)
+
+    @property
+    def _group(self) -> Any:
+        return self._held[0]
 
     def all_reduce(self, x: Tensor) -> Tensor:
         if not self._adds_in_order:
-            with _clear_errors():
+            with _collective():
                 self._group.allreduce([x]).wait()
             return x
         # gloo adds each part of a tensor in an order of its own, so that a row's bits would
@@ -60,13 +67,13 @@ class ProcessGroup:
         return self._gather(x).transpose(0, 1).flatten(1)
 
     def barrier(self) -> None:
-        with _clear_errors():
+        with _collective():
             self._group.barrier().wait()
 
     def _gather(self, x: Tensor) -> Tensor:
         """All ranks' ``x``: [size, *x.shape]."""
         gathered = x.new_empty(self.size, *x.shape)
-        with _clear_errors():
+        with _collective():
             self._group.allgather([list(gathered.unbind())], [x.contiguous()]).wait()
         return gathered
 
@@ -88,8 +95,8 @@ def _backend(store: FileStore, rank: int, size: int, device: torch.device) -> An
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Tells a collective that could not be completed from other errors of torch."""
+def _collective() -> Iterator[None]:
+    """Around a call of torch's: its failure is that of another rank."""
     try:
         yield
     except RuntimeError as error:
