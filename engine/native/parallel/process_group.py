@@ -14,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+from torch.nn import functional as F
 
 from engine.config import EngineConfig
 from engine.native.parallel.communicator import Communicator, CommunicatorError
+from engine.native.parallel.partition import padded_share
 
 _TIMEOUT = timedelta(seconds=120)
 """Longest wait for another rank. One that dies is noticed at once, by its closed connection; this
 is for one that hangs, and above what rank 0 takes to compile and to measure kernels."""
+_SMALL_BYTES = 2**18
+"""Tensors up to this size are gathered whole to be added up, larger ones reduced by parts: between
+4 processes both take as long with 256 KiB, and with 8 MiB the parts are seven times as fast."""
 _GROUP_FILE = "group"
 
 
@@ -58,10 +63,20 @@ class ProcessGroup:
             return x
         # gloo adds each part of a tensor in an order of its own, so that a row's bits would
         # depend on the rows beside it. Two ranks have only one order.
-        total, *others = self._gather(x).unbind()
-        for other in others:
-            total += other
-        return total
+        return _sum(self._gather(x)) if x.nbytes <= _SMALL_BYTES else self._reduce_by_parts(x)
+
+    def _reduce_by_parts(self, x: Tensor) -> Tensor:
+        """Each rank adds up one part of the tensor: everything is sent twice, however many ranks.
+
+        Gathered whole, it would be sent once to every other rank, but in one call instead of two.
+        """
+        num_elements = padded_share(x.numel(), self.size)
+        parts = F.pad(x.flatten(), (0, self.size * num_elements - x.numel()))
+        received = torch.empty_like(parts)
+        with _collective():
+            self._group.alltoall_base(received, parts, [], []).wait()
+        sums = self._gather(_sum(received.view(self.size, num_elements)))
+        return sums.flatten()[: x.numel()].view(x.shape)
 
     def all_gather(self, x: Tensor) -> Tensor:
         return self._gather(x).transpose(0, 1).flatten(1)
@@ -92,6 +107,14 @@ def _backend(store: FileStore, rank: int, size: int, device: torch.device) -> An
     options._timeout = _TIMEOUT
     torch.cuda.set_device(device)
     return ProcessGroupNCCL(store, rank, size, options)
+
+
+def _sum(parts: Tensor) -> Tensor:
+    """Of parts [size, ...], in the order of ranks."""
+    total, *others = parts.unbind()
+    for other in others:
+        total += other
+    return total
 
 
 @contextmanager
