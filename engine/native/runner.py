@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,12 +20,15 @@ from engine.native.linear.cuda import cuda_linear_kernels
 from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
+from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
+from engine.native.parallel.partition import check_divisible, kv_heads_of
 from engine.native.random_weights import fill_with_noise
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
 from engine.native.staging import Staging
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
+from scheduler.config import SchedulerConfig
 from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan, StepResult
 
@@ -46,15 +50,19 @@ class ModelRunner:
     Follows a scheduler by the differences that its plans carry; the cache's blocks are the
     scheduler's to give out. One thread calls it: it is not thread-safe.
 
+    With several ``ranks`` it holds a part of the model and of the cache. All ranks run the same
+    plans, and sample the same tokens from the same logits.
+
     Raises:
-        ModelSpecError: the model is not supported, or not for sequences so long.
+        ModelSpecError: the model is not supported, not for sequences so long, or cannot be split
+            over so many ranks.
         WeightLoadingError: the weights are missing or broken.
         ValueError: ``dtype``, ``device`` or ``attention_backend`` of the configuration is unknown,
             or they do not go together.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, ranks: Communicator = SINGLE_RANK) -> None:
         limits = config.scheduler
         dtype = DTYPES.get(config.dtype)
         if dtype is None:
@@ -65,44 +73,51 @@ class ModelRunner:
         if config.load_format not in LOAD_FORMATS:
             known = ", ".join(LOAD_FORMATS)
             raise ValueError(f"load_format {config.load_format!r} is unknown (known: {known})")
-        self._device = open_device(config.device)
+        self._device = open_device(config.device, ranks.rank)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        self._backend = select_attention_backend(
-            config.attention_backend,
-            dtype,
-            _cache_dtype(config.kv_cache_dtype, dtype),
-            self._device,
-        )
+        check_divisible(self.spec, ranks.size)
+        with rank_0_first(ranks):
+            self._backend = select_attention_backend(
+                config.attention_backend,
+                dtype,
+                _cache_dtype(config.kv_cache_dtype, dtype),
+                self._device,
+            )
+            self._kernels = self._choose_kernels(config, dtype, ranks)
         self._sampling = select_sampling_backend(self._device)
-        self._kernels = self._choose_kernels(config, dtype)
         with self._device:  # where parameters are created
-            self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
+            self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
         if config.load_format == "random":
             fill_with_noise(self._model)
         else:
-            load_weights(self._model, config.model_dir, show_progress=config.show_progress)
+            show_progress = config.show_progress and ranks.rank == 0
+            load_weights(self._model, config.model_dir, show_progress=show_progress)
+        kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,
-            self.spec.num_kv_heads,
+            kv_heads.stop - kv_heads.start,
             limits.block_size,
             self.spec.head_dim,
         )
         self._limits = limits
-        self._forward = self._choose_forward(config)
+        self._forward = self._choose_forward(config, ranks)
         self._batch = InputBatch(limits)
 
-    def _choose_kernels(self, config: EngineConfig, dtype: torch.dtype) -> LinearKernels:
+    def _choose_kernels(
+        self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
+    ) -> LinearKernels:
         if self._device.type == "cuda":
             return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
         stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
         return choose_linear_kernels(
-            self.spec, config.quantization, stored, dtype, config.linear_kernel
+            self.spec, config.quantization, stored, dtype, config.linear_kernel, ranks.size
         )
 
-    def _choose_forward(self, config: EngineConfig) -> Forward:
+    def _choose_forward(self, config: EngineConfig, ranks: Communicator) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
-        if self._kernels.are_compiled and isinstance(backend, NativeAttention):
+        compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
             return CompiledForward(model, self.spec, caches)
         if backend.name != "triton":
             modular = ModularForward(model, caches, backend)
@@ -115,7 +130,8 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        if self._device.type == "cuda" and config.cuda_graphs:
+        # Not every kind of collective can be captured.
+        if self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
@@ -163,30 +179,38 @@ class ModelRunner:
             logits = self._forward.logits(inputs, torch.arange(len(inputs.token_ids)))
             return logits.to("cpu", copy=True)
 
+    def check(self) -> None:
+        """Nothing of it can break while it does nothing."""
+
     def warm_up(self) -> None:
         """Touches weights and code with a prefill and a decode step; leaves no sequence behind.
 
         Writes to the first cache blocks, so it is to run before the scheduler gives any out.
         """
-        num_prompt = max(1, min(_WARM_UP_TOKENS, self._limits.max_model_len - 1))
-        num_blocks = -(-num_prompt // self._limits.block_size)
-        started = StartedSequence(
-            sequence_id=_WARM_UP_ID,
-            token_ids=(0,) * num_prompt,
-            num_prompt_tokens=num_prompt,
-            sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
-            index=0,
-        )
-        blocks = tuple(range(num_blocks))
-        prefill = ScheduledSequence(_WARM_UP_ID, 0, num_prompt, blocks, samples=True)
-        decode = ScheduledSequence(_WARM_UP_ID, num_prompt - 1, 1, (), samples=False)
-        self.execute(StepPlan(step_id=-1, started=(started,), scheduled=(prefill,)))
-        self.execute(StepPlan(step_id=-1, scheduled=(decode,)))
-        self.execute(StepPlan(step_id=-1, dropped=(_WARM_UP_ID,)))
+        for plan in warm_up_plans(self._limits):
+            self.execute(plan)
 
 
-def open_device(name: str) -> torch.device:
-    """The device of that name, made the current one.
+def warm_up_plans(limits: SchedulerConfig) -> Iterator[StepPlan]:
+    """A prefill step, a decode step, and one that forgets the sequence again."""
+    num_prompt = max(1, min(_WARM_UP_TOKENS, limits.max_model_len - 1))
+    started = StartedSequence(
+        sequence_id=_WARM_UP_ID,
+        token_ids=(0,) * num_prompt,
+        num_prompt_tokens=num_prompt,
+        sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+        index=0,
+    )
+    blocks = tuple(range(-(-num_prompt // limits.block_size)))
+    prefill = ScheduledSequence(_WARM_UP_ID, 0, num_prompt, blocks, samples=True)
+    decode = ScheduledSequence(_WARM_UP_ID, num_prompt - 1, 1, (), samples=False)
+    yield StepPlan(step_id=-1, started=(started,), scheduled=(prefill,))
+    yield StepPlan(step_id=-1, scheduled=(decode,))
+    yield StepPlan(step_id=-1, dropped=(_WARM_UP_ID,))
+
+
+def open_device(name: str, rank: int = 0) -> torch.device:
+    """The device of that name, made the current one; ``cuda`` is another for each rank.
 
     Raises:
         ValueError: there is no such device here.
@@ -200,7 +224,7 @@ def open_device(name: str) -> torch.device:
     if device.type != "cuda":
         raise ValueError(f"device {name!r} is not supported (supported: cpu, cuda)")
     count = torch.cuda.device_count()
-    device = torch.device("cuda", device.index or 0)
+    device = torch.device("cuda", rank if device.index is None else device.index)
     if not 0 <= device.index < count:
         raise ValueError(f"device {name!r} is not here: torch finds {count} CUDA devices")
     torch.cuda.set_device(device)

@@ -89,6 +89,9 @@ class ToyExecutor:
                 sampled[step.sequence_id] = token_id
         return StepResult(sampled_token_ids=sampled)
 
+    def check(self) -> None:
+        """Nothing of it can break."""
+
     def _slot(self, block_table: list[int], position: int) -> int:
         block, offset = divmod(position, self.block_size)
         return block_table[block] * self.block_size + offset

@@ -36,7 +36,7 @@ class TorchAttention:
         def allocate() -> Tensor:
             return zeros(shape, self._cache_dtype, self._device)
 
-        return [LayerCache(allocate(), allocate()) for _ in range(num_layers)]
+        return [LayerCache(allocate(), allocate(), block_size) for _ in range(num_layers)]
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch

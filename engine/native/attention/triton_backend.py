@@ -91,7 +91,10 @@ class TritonAttention:
                 return None
             return zeros(slots, torch.float32, self._device)
 
-        return [LayerCache(elements(), elements(), scales(), scales()) for _ in range(num_layers)]
+        return [
+            LayerCache(elements(), elements(), block_size, scales(), scales())
+            for _ in range(num_layers)
+        ]
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch

@@ -88,7 +88,7 @@ def paged(
     head_dim, total = problem.head_dim, sum(num_blocks) + 3
     (cache,) = backend.allocate_cache(1, total, problem.num_kv_heads, size, head_dim)
     for tensor in cache:
-        if tensor is not None:
+        if isinstance(tensor, Tensor):
             tensor.fill_(torch.nan if tensor.is_floating_point() else 77)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).int()
     tables = torch.zeros(len(problem.lengths), max(num_blocks), dtype=torch.int32)
