@@ -132,7 +132,7 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
 
     runner = ModelRunner(launch.config)
     runner.warm_up()
-    scheduler = Scheduler(launch.config.scheduler)
+    scheduler = Scheduler(launch.config.scheduler, launch.config.step_time)
     loop = EngineLoop(scheduler, runner, runner.spec.vocab_size, send)
     return loop, runner.detail
 

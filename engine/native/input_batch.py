@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -32,8 +33,8 @@ class StepInputs:
     max_context_len: int
     sampled_tokens: Tensor
     """int64: which rows of the flat batch are projected onto the vocabulary and sampled."""
-    sampled_ids: tuple[int, ...]
-    """Their sequences, in the same order."""
+    sampling: tuple[ScheduledSequence, ...]
+    """Whose they are: ``num_sampled`` rows of each, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +113,15 @@ class InputBatch:
 
         Raises:
             ValueError: the plan names an unknown sequence, a block outside the cache, more
-                tokens than are known, or tokens that no block was given for. The attention
-                kernel trusts these indices, so nothing unchecked may reach it.
+                tokens than are known or drafted, or tokens that no block was given for. The
+                attention kernel trusts these indices, so nothing unchecked may reach it.
         """
-        rows = np.array([self._row_with_blocks(s) for s in scheduled], dtype=np.int64)
+        rows = np.array([self._row_with_news(s) for s in scheduled], dtype=np.int64)
         computed = np.array([s.num_computed_tokens for s in scheduled], dtype=np.int64)
         counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
-        samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
+        sampled = np.array([s.num_sampled for s in scheduled], dtype=np.int64)
         context_lens = computed + counts
-        self._check(scheduled, rows, computed, counts, context_lens, samples)
+        self._check(scheduled, rows, computed, counts, context_lens, sampled)
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
@@ -137,16 +138,18 @@ class InputBatch:
             ),
             slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
         )
+        first_sampled = np.repeat(context_lens - sampled, counts)
         return StepInputs(
             token_ids=torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64)),
             positions=torch.from_numpy(positions),
             attention=attention,
             max_context_len=max_context_len,
-            sampled_tokens=torch.from_numpy(starts[1:][samples] - 1),
-            sampled_ids=tuple(s.sequence_id for s in scheduled if s.samples),
+            sampled_tokens=torch.from_numpy(np.flatnonzero(positions >= first_sampled)),
+            sampling=tuple(s for s in scheduled if s.samples),
         )
 
-    def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
+    def _row_with_news(self, scheduled: ScheduledSequence) -> int:
+        """The sequence's row, with its new blocks and its drafts behind the known tokens."""
         held = self._held.get(scheduled.sequence_id)
         if held is None:
             raise ValueError(f"sequence {scheduled.sequence_id} is scheduled but never started")
@@ -165,6 +168,15 @@ class InputBatch:
                 )
             self._block_tables[held.row, first : first + len(new)] = new
             self._num_blocks[held.row] = first + len(new)
+        drafts = scheduled.draft_token_ids
+        if drafts:
+            known = int(self._num_tokens[held.row])
+            if known + len(drafts) > self._limits.max_model_len:
+                raise ValueError(
+                    f"sequence {scheduled.sequence_id} was given drafts beyond max_model_len "
+                    f"{self._limits.max_model_len}"
+                )
+            self._token_ids[held.row, known : known + len(drafts)] = drafts
         return held.row
 
     def _check(
@@ -174,12 +186,14 @@ class InputBatch:
         computed: NDArray[np.int64],
         counts: NDArray[np.int64],
         context_lens: NDArray[np.int64],
-        samples: NDArray[np.bool_],
+        sampled: NDArray[np.int64],
     ) -> None:
-        known = self._num_tokens[rows]
+        drafts = np.array([len(s.draft_token_ids) for s in scheduled], dtype=np.int64)
+        known = self._num_tokens[rows] + drafts
         capacity = self._num_blocks[rows] * self._limits.block_size
         wrong = (computed < 0) | (counts < 1) | (context_lens > known) | (context_lens > capacity)
-        wrong |= samples & (context_lens != known)
+        wrong |= (sampled > 0) & (context_lens != known)
+        wrong |= (sampled > counts) | ((sampled == 0) & (drafts > 0))
         if wrong.any():
             i = int(wrong.argmax())
             raise ValueError(
@@ -187,21 +201,35 @@ class InputBatch:
                 f"{capacity[i]}"
             )
 
-    def sampling_row(self, sequence_id: int) -> SamplingRow:
-        held = self._held[sequence_id]
-        return SamplingRow(
-            sequence_id=sequence_id,
-            params=held.sampling,
-            index=held.index,
-            token_ids=self._token_ids[held.row, : self._num_tokens[held.row]],
-            num_prompt_tokens=held.num_prompt_tokens,
-        )
+    def sampling_rows(self, sampling: Iterable[ScheduledSequence]) -> list[SamplingRow]:
+        """What is sampled after the known tokens, and after each draft as if it were known."""
+        rows = []
+        for scheduled in sampling:
+            held = self._held[scheduled.sequence_id]
+            known = int(self._num_tokens[held.row])
+            rows += [
+                SamplingRow(
+                    sequence_id=scheduled.sequence_id,
+                    params=held.sampling,
+                    index=held.index,
+                    token_ids=self._token_ids[held.row, :num_tokens],
+                    num_prompt_tokens=held.num_prompt_tokens,
+                )
+                for num_tokens in range(known, known + scheduled.num_sampled)
+            ]
+        return rows
 
-    def append(self, sequence_ids: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Adds one sampled token to each of the sequences."""
-        rows = [self._held[sequence_id].row for sequence_id in sequence_ids]
-        self._token_ids[rows, self._num_tokens[rows]] = token_ids
-        self._num_tokens[rows] += 1
+    def take_in(
+        self, sampling: Sequence[ScheduledSequence], sampled: Sequence[int]
+    ) -> dict[int, tuple[int, ...]]:
+        """Appends to each sequence those of its sampled tokens that count, and returns them."""
+        tokens = iter(sampled)
+        accepted = [s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling]
+        rows = [self._held[s.sequence_id].row for s in sampling]
+        self._num_tokens[rows] += [len(token_ids) for token_ids in accepted]
+        # All but the last were drafts, which stand in their places already.
+        self._token_ids[rows, self._num_tokens[rows] - 1] = [ids[-1] for ids in accepted]
+        return {s.sequence_id: ids for s, ids in zip(sampling, accepted, strict=True)}
 
 
 def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:
