@@ -4,7 +4,7 @@ Both are counted in tokens. A step that computes ``k`` drafts more brings the to
 accepted, and its extra time is worth the tokens that all sequences of the step would have got in
 it. The cost comes from outside (``scheduler.speculation``); what a draft brings is estimated from
 how the sequence's last ones fared. Estimates err, so there is an account as well: drafts are paid
-from a balance, into which go what they brought and a small allowance for each step. Whatever the
+from a balance, into which go what they brought and a small allowance for each token. Whatever the
 text is, drafts cost at most the initial balance and the allowance.
 """
 
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.prompt_lookup import PromptLookup
+from scheduler.prompt_lookup import NOWHERE, PromptLookup, continuation
 
 INITIAL_BALANCE = 0.5
 """Tokens that a sequence may lose before any draft of it was right."""
 MOST_BALANCE = 2.0
 """Tokens that it may lose when its text stops repeating itself."""
 ALLOWANCE = 0.005
-"""Of a token for each step: the share of its speed that a sequence spends on trying again."""
+"""Of a token for each token: the share of its speed that a sequence spends on trying again."""
 _MEMORY = 0.75
 """Weight of the past after each attempt: the last four decide."""
 _PRIOR_WEIGHT = 1.0
@@ -44,31 +44,37 @@ class AcceptanceRate:
 
 
 class Drafter:
-    """What speculation knows of one sequence."""
+    """What speculation knows of one sequence, which has ``num_tokens`` of ``max_tokens``."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, num_tokens: int, max_tokens: int) -> None:
         self._lookup = PromptLookup(max_tokens)
         self._rate = AcceptanceRate(_MEMORY)
+        self._num_tokens = num_tokens
         self.balance = INITIAL_BALANCE
 
-    def propose(
-        self, token_ids: Sequence[int], costs: Sequence[float], limit: int, prior: float
+    def find(self, token_ids: Sequence[int], least_cost: float) -> int:
+        """Where the last tokens occurred before, see ``PromptLookup.find``; ``NOWHERE`` also if the
+        sequence cannot pay for a draft, out of what it was allowed since it was last asked."""
+        known = len(token_ids)
+        self.balance += ALLOWANCE * (known - self._num_tokens)
+        self._num_tokens = known
+        return NOWHERE if least_cost > self.balance else self._lookup.find(token_ids)
+
+    def draft(
+        self, token_ids: Sequence[int], end: int, costs: Sequence[float], prior: float
     ) -> list[int]:
-        """The drafts of the next step, paid for; at most ``limit``.
+        """The drafts of the next step, paid for: fewer than there are ``costs``.
 
         ``costs[k]`` is what ``k`` drafts cost, and ``prior`` what is accepted on average.
         """
-        self.balance = min(self.balance + ALLOWANCE, MOST_BALANCE)
-        if limit < 1 or costs[1] > self.balance:
-            return []
-        count = num_worthwhile(self._rate.estimate(prior), self.balance, costs[: limit + 1])
-        drafts = self._lookup.propose(token_ids, count) if count else []
-        self.balance -= costs[len(drafts)]
-        return drafts
+        self.balance = min(self.balance, MOST_BALANCE)
+        count = num_worthwhile(self._rate.estimate(prior), self.balance, costs)
+        self.balance -= costs[count]
+        return continuation(token_ids, end, count)
 
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         self._rate.observe(num_drafts, num_accepted)
-        self.balance = min(self.balance + num_accepted, MOST_BALANCE)
+        self.balance += num_accepted
 
 
 def num_worthwhile(rate: float, balance: float, costs: Sequence[float]) -> int:
@@ -77,7 +83,7 @@ def num_worthwhile(rate: float, balance: float, costs: Sequence[float]) -> int:
     A single one is tried whenever it can be paid and might be worth its cost: how else would it
     show that the text has begun to repeat itself?
     """
-    best = 1 if costs[1] <= min(balance, 1.0) else 0
+    best = 1 if len(costs) > 1 and costs[1] <= min(balance, 1.0) else 0
     best_gain = 0.0
     expected, all_accepted = 0.0, 1.0
     for count in range(1, len(costs)):

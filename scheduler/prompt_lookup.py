@@ -19,9 +19,10 @@ MOST_CANDIDATES = 16
 MOST_INDEXED = 1024
 """Tokens taken in by one call (0.4 ms), so that no long prompt holds up a step."""
 
-_MULTIPLIER = 0x9E3779B1
-"""Knuth's multiplicative hashing, by the golden ratio of 2^32."""
-_NOWHERE = -1
+NOWHERE = -1
+
+_MULTIPLIER = 40503
+"""Of multiplicative hashing: the golden ratio of 2^16, to the nearest odd number (Knuth)."""
 
 
 class PromptLookup:
@@ -31,56 +32,56 @@ class PromptLookup:
     """
 
     def __init__(self, max_tokens: int) -> None:
-        self._shift = 32 - max_tokens.bit_length()
-        self._newest = array("i", [_NOWHERE]) * (1 << max_tokens.bit_length())
+        num_buckets = 1 << max_tokens.bit_length()
+        self._mask = num_buckets - 1
+        self._newest = array("i", [NOWHERE]) * num_buckets
         """Of each hash, where a pair with it ends."""
-        self._before = array("i", [_NOWHERE])
+        self._before = array("i", [NOWHERE])
         """Of each position, the one before it in its chain. No pair ends at the first."""
 
-    def propose(self, token_ids: Sequence[int], num_drafts: int) -> list[int]:
-        """``num_drafts`` tokens that may follow ``token_ids``, or none.
-
-        They followed the most recent of the longest earlier occurrences of the last tokens, four
-        down to two. An occurrence that overlaps the end goes round in circles.
-        """
-        self._take_in(token_ids)
-        if len(self._before) < len(token_ids):
-            return []
-        end = self._find(token_ids)
-        if end == _NOWHERE:
-            return []
-        drafts = list(token_ids[end + 1 : end + 1 + num_drafts])
-        return (drafts * -(-num_drafts // len(drafts)))[:num_drafts]
-
-    def _take_in(self, token_ids: Sequence[int]) -> None:
-        newest, before, shift = self._newest, self._before, self._shift
-        first = len(before)
-        last = min(len(token_ids), first + MOST_INDEXED)
-        for position in range(first, last):
-            pair = token_ids[position - 1] * _MULTIPLIER + token_ids[position]
-            bucket = (pair * _MULTIPLIER & 0xFFFFFFFF) >> shift
+    def find(self, token_ids: Sequence[int]) -> int:
+        """Where the most recent of the longest earlier occurrences of the last tokens, four down
+        to two, ends; ``NOWHERE`` if there is none, or if there are tokens left to be taken in."""
+        newest, before, mask = self._newest, self._before, self._mask
+        known, first = len(token_ids), len(before)
+        for position in range(first, min(known, first + MOST_INDEXED)):
+            bucket = token_ids[position - 1] * _MULTIPLIER + token_ids[position] & mask
             before.append(newest[bucket])
             newest[bucket] = position
+        if before[-1] == NOWHERE or len(before) < known:
+            return NOWHERE
+        return self._longest(token_ids, before[-1])
 
-    def _find(self, token_ids: Sequence[int]) -> int:
-        """Where the best earlier occurrence of the last tokens ends."""
-        best, best_length = _NOWHERE, SHORTEST_MATCH - 1
-        position = self._before[-1]
+    def _longest(self, token_ids: Sequence[int], position: int) -> int:
+        """Where the longest match ends, from ``position`` on along its chain."""
+        best, best_length = NOWHERE, SHORTEST_MATCH - 1
         for _ in range(MOST_CANDIDATES):
-            if position == _NOWHERE:
-                break
             length = _match_length(token_ids, position)
             if length > best_length:
                 best, best_length = position, length
                 if length == LONGEST_MATCH:
                     break
             position = self._before[position]
+            if position == NOWHERE:
+                break
         return best
+
+
+def continuation(token_ids: Sequence[int], end: int, count: int) -> list[int]:
+    """The ``count`` tokens after an earlier occurrence of the last tokens that ends at ``end``.
+
+    Where they reach the last token themselves, the text goes round in circles.
+    """
+    tokens = list(token_ids[end + 1 : end + 1 + count])
+    while len(tokens) < count:
+        tokens += tokens
+    return tokens[:count]
 
 
 def _match_length(token_ids: Sequence[int], end: int) -> int:
     """How many tokens up to ``end`` equal the last ones, at most ``LONGEST_MATCH``."""
-    for length in range(min(LONGEST_MATCH, end + 1)):
+    longest = min(LONGEST_MATCH, end + 1)
+    for length in range(longest):
         if token_ids[end - length] != token_ids[-1 - length]:
             return length
-    return min(LONGEST_MATCH, end + 1)
+    return longest

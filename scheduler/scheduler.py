@@ -174,6 +174,7 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Takes in what a step produced; the outputs are in the order of the plan."""
+        self._speculation.observe_step(result.duration_s)
         outputs = []
         for scheduled in plan.scheduled:
             sequence = self._by_id.get(scheduled.sequence_id)

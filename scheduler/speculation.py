@@ -5,25 +5,26 @@ samples them all, and those count that come out as they were drafted, with the o
 number that picks a token depends on its position alone (``engine.native.sampler.uniform``), the
 output is the same token by token, greedy or not; drafts can only change how fast it comes.
 
-Whether they pay is the step-time model's to say: where a step waits for memory, more rows are
-nearly free; where it computes, they cost what they are. Without a model each draft is taken to
-cost half a token.
+Whether they pay is the step-time model's to say (``scheduler.draft_costs``): where a step waits for
+memory, more rows are nearly free; where it computes, they cost what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from profiles.step_cost import StepShape
 from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
+from scheduler.draft_costs import DraftCosts
 from scheduler.drafter import AcceptanceRate, Drafter
+from scheduler.prompt_lookup import NOWHERE
 from scheduler.request import Sequence
 
-_COST_WITHOUT_MODEL = 0.5
-_MEMORY_OF_ALL = 0.98
-_PRIOR_OF_ALL = 0.5
-_MOST_REMEMBERED = 256
+LOOK_EVERY = 4
+"""Steps after which a sequence is looked at again that repeated nothing when it last was."""
+_MEMORY = 0.98
+_FIRST_RATE = 0.5
+"""Share of drafts that is expected to be accepted before anything is known."""
 
 
 class Speculation:
@@ -31,10 +32,14 @@ class Speculation:
 
     def __init__(self, config: SchedulerConfig, step_time: StepTimeModel | None) -> None:
         self._config = config
-        self._step_time = step_time
-        self._rate = AcceptanceRate(_MEMORY_OF_ALL)
+        self._costs = DraftCosts(step_time, config.num_speculative_tokens)
+        self._rate = AcceptanceRate(_MEMORY)
         self._drafters: dict[Sequence, Drafter] = {}
-        self._costs: dict[tuple[int, int, int, int], list[float]] = {}
+        self._repeating_until: dict[Sequence, int] = {}
+        """Steps up to which sequences that were drafted are looked at in each."""
+        self._num_steps = 0
+        self._num_drafts_on_way: int | None = None
+        """Drafts in the step that is on its way, if it was considered at all."""
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
@@ -47,77 +52,59 @@ class Speculation:
     ) -> Iterator[tuple[Sequence, list[int]]]:
         """Sequences and their drafts, at most ``left`` in all and ``room_of`` each.
 
+        Looking is quick, but so are the steps of small models: a text that repeats nothing is
+        looked at now and then, one that does in every step.
+
         ``chunks`` is the step without drafts. ``due`` are those of it that compute their last known
         token alone, in order.
         """
+        self._num_steps = now = self._num_steps + 1
+        until = self._repeating_until
+        looked_at = [
+            sequence
+            for place, sequence in enumerate(due, now)
+            if place % LOOK_EVERY == 0 or until.get(sequence, 0) >= now
+        ]
+        if not looked_at:
+            return
         config = self._config
-        costs = self._costs_of(chunks, due)
+        self._num_drafts_on_way = 0
+        costs = self._costs.of(chunks, due)
         if costs[1] >= 1.0:
             return  # not even those that are right would pay
-        prior = self._rate.estimate(_PRIOR_OF_ALL)
+        prior = self._rate.estimate(_FIRST_RATE)
         # Logits take memory, which the planner set aside for a row of each sequence.
         most_rows = max(config.max_num_seqs - len(chunks), config.num_speculative_tokens)
         left = min(left, most_rows)
-        for sequence in due:
+        for sequence in looked_at:
             drafter = self._drafters.get(sequence)
             if drafter is None:
-                drafter = self._drafters[sequence] = Drafter(config.max_model_len)
-            limit = min(config.num_speculative_tokens, left, room_of(sequence))
-            drafts = drafter.propose(sequence.token_ids, costs, limit, prior)
+                drafter = Drafter(sequence.num_tokens, config.max_model_len)
+                self._drafters[sequence] = drafter
+            end = drafter.find(sequence.token_ids, costs[1])
+            if end == NOWHERE:
+                continue
+            limit = max(0, min(left, room_of(sequence)))
+            drafts = drafter.draft(sequence.token_ids, end, costs[: limit + 1], prior)
             if drafts:
                 left -= len(drafts)
+                self._num_drafts_on_way += len(drafts)
+                until[sequence] = now + LOOK_EVERY
                 yield sequence, drafts
 
     def observe(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
-        """Takes in how the drafts of a step fared."""
+        """Takes in how a sequence's drafts fared."""
         self.num_draft_tokens += num_drafts
         self.num_accepted_tokens += num_accepted
         self._rate.observe(num_drafts, num_accepted)
         self._drafters[sequence].observe(num_drafts, num_accepted)
 
+    def observe_step(self, duration_s: float) -> None:
+        """Takes in how long a step took; to be called after each."""
+        if self._num_drafts_on_way is not None:
+            self._costs.observe(self._num_drafts_on_way, duration_s)
+            self._num_drafts_on_way = None
+
     def forget(self, sequence: Sequence) -> None:
         self._drafters.pop(sequence, None)
-
-    def _costs_of(self, chunks: Mapping[Sequence, int], due: list[Sequence]) -> list[float]:
-        """What 0, 1, 2, … drafts for each sequence that is due cost it, in tokens.
-
-        Contexts grow slowly and steps resemble each other, so what the step-time model said is
-        remembered, by powers of two of the context.
-        """
-        context = sum(sequence.num_computed_tokens for sequence in chunks)
-        key = (len(chunks), sum(chunks.values()), len(due), context.bit_length())
-        costs = self._costs.get(key)
-        if costs is None:
-            if len(self._costs) >= _MOST_REMEMBERED:
-                self._costs.clear()
-            costs = self._costs[key] = self._predicted_costs(chunks, due)
-        return costs
-
-    def _predicted_costs(self, chunks: Mapping[Sequence, int], due: list[Sequence]) -> list[float]:
-        counts = range(self._config.num_speculative_tokens + 1)
-        model = self._step_time
-        if model is None:
-            return [_COST_WITHOUT_MODEL * count for count in counts]
-        windows = model.cost.windows
-        sampled = [s for s, num_tokens in chunks.items() if num_tokens == s.num_uncomputed_tokens]
-        step = StepShape.of(
-            ((s.num_computed_tokens, num_tokens) for s, num_tokens in chunks.items()),
-            windows,
-            len(sampled),
-        )
-        rows = StepShape.of(((s.num_computed_tokens, 1) for s in due), windows, len(due))
-        seconds = [model.predict(with_more_rows(step, rows, count)).seconds for count in counts]
-        return [(s / seconds[0] - 1) * len(sampled) / len(due) for s in seconds]
-
-
-def with_more_rows(step: StepShape, rows: StepShape, count: int) -> StepShape:
-    """The step with ``rows`` computed and sampled ``count`` times more; their contexts are read
-    once, and that each is a token longer than the one before is not worth counting."""
-    pairs = zip(step.attention_pairs, rows.attention_pairs, strict=True)
-    return StepShape(
-        num_tokens=step.num_tokens + count * rows.num_tokens,
-        num_sequences=step.num_sequences,
-        num_sampled=step.num_sampled + count * rows.num_sampled,
-        kv_tokens=step.kv_tokens,
-        attention_pairs=tuple(have + count * more for have, more in pairs),
-    )
+        self._repeating_until.pop(sequence, None)
