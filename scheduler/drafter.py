@@ -80,10 +80,10 @@ class Drafter:
 def num_worthwhile(rate: float, balance: float, costs: Sequence[float]) -> int:
     """The number of drafts that brings most beyond its cost, of those that can be paid.
 
-    A single one is tried whenever it can be paid and might be worth its cost: how else would it
-    show that the text has begun to repeat itself?
+    A single one is tried whenever it can be paid: how else would it show that the text has begun to
+    repeat itself?
     """
-    best = 1 if len(costs) > 1 and costs[1] <= min(balance, 1.0) else 0
+    best = 1 if len(costs) > 1 and costs[1] <= balance else 0
     best_gain = 0.0
     expected, all_accepted = 0.0, 1.0
     for count in range(1, len(costs)):

@@ -22,6 +22,8 @@ from scheduler.request import Sequence
 
 LOOK_EVERY = 4
 """Steps after which a sequence is looked at again that repeated nothing when it last was."""
+_HIGHEST_COST = 0.9
+"""Of one draft, in tokens: beyond it hardly even drafts that are always right would pay."""
 _MEMORY = 0.98
 _FIRST_RATE = 0.5
 """Share of drafts that is expected to be accepted before anything is known."""
@@ -70,8 +72,8 @@ class Speculation:
         config = self._config
         self._num_drafts_on_way = 0
         costs = self._costs.of(chunks, due)
-        if costs[1] >= 1.0:
-            return  # not even those that are right would pay
+        if costs[1] > _HIGHEST_COST:
+            return
         prior = self._rate.estimate(_FIRST_RATE)
         # Logits take memory, which the planner set aside for a row of each sequence.
         most_rows = max(config.max_num_seqs - len(chunks), config.num_speculative_tokens)

@@ -116,12 +116,16 @@ class InputBatch:
                 tokens than are known or drafted, or tokens that no block was given for. The
                 attention kernel trusts these indices, so nothing unchecked may reach it.
         """
-        rows = np.array([self._row_with_news(s) for s in scheduled], dtype=np.int64)
+        rows = np.array([self._row_with_blocks(s) for s in scheduled], dtype=np.int64)
         computed = np.array([s.num_computed_tokens for s in scheduled], dtype=np.int64)
         counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
-        sampled = np.array([s.num_sampled for s in scheduled], dtype=np.int64)
+        samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
         context_lens = computed + counts
-        self._check(scheduled, rows, computed, counts, context_lens, sampled)
+        known = self._num_tokens[rows]
+        drafting = [i for i, s in enumerate(scheduled) if s.draft_token_ids]
+        for i in drafting:
+            known[i] += self._add_drafts(scheduled[i], int(rows[i]), int(known[i]))
+        self._check(scheduled, rows, computed, counts, context_lens, samples, known)
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
@@ -138,18 +142,25 @@ class InputBatch:
             ),
             slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
         )
-        first_sampled = np.repeat(context_lens - sampled, counts)
+        sampling = tuple(s for s in scheduled if s.samples)
+        sampled_tokens = starts[1:][samples] - 1
+        if drafting:
+            sampled_tokens = np.concatenate(
+                [
+                    np.arange(last + 1 - s.num_sampled, last + 1)
+                    for s, last in zip(sampling, sampled_tokens, strict=True)
+                ]
+            )
         return StepInputs(
             token_ids=torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64)),
             positions=torch.from_numpy(positions),
             attention=attention,
             max_context_len=max_context_len,
-            sampled_tokens=torch.from_numpy(np.flatnonzero(positions >= first_sampled)),
-            sampling=tuple(s for s in scheduled if s.samples),
+            sampled_tokens=torch.from_numpy(sampled_tokens),
+            sampling=sampling,
         )
 
-    def _row_with_news(self, scheduled: ScheduledSequence) -> int:
-        """The sequence's row, with its new blocks and its drafts behind the known tokens."""
+    def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
         held = self._held.get(scheduled.sequence_id)
         if held is None:
             raise ValueError(f"sequence {scheduled.sequence_id} is scheduled but never started")
@@ -168,16 +179,21 @@ class InputBatch:
                 )
             self._block_tables[held.row, first : first + len(new)] = new
             self._num_blocks[held.row] = first + len(new)
-        drafts = scheduled.draft_token_ids
-        if drafts:
-            known = int(self._num_tokens[held.row])
-            if known + len(drafts) > self._limits.max_model_len:
-                raise ValueError(
-                    f"sequence {scheduled.sequence_id} was given drafts beyond max_model_len "
-                    f"{self._limits.max_model_len}"
-                )
-            self._token_ids[held.row, known : known + len(drafts)] = drafts
         return held.row
+
+    def _add_drafts(self, scheduled: ScheduledSequence, row: int, known: int) -> int:
+        """Writes drafts behind the known tokens, to be overwritten again; returns their number."""
+        drafts = scheduled.draft_token_ids
+        end = known + len(drafts)
+        if end > self._limits.max_model_len or not len(drafts) < scheduled.num_sampled <= (
+            scheduled.num_tokens
+        ):
+            raise ValueError(
+                f"{scheduled} cannot have these drafts: they are not sampled, or beyond "
+                f"max_model_len {self._limits.max_model_len}"
+            )
+        self._token_ids[row, known:end] = drafts
+        return len(drafts)
 
     def _check(
         self,
@@ -186,14 +202,12 @@ class InputBatch:
         computed: NDArray[np.int64],
         counts: NDArray[np.int64],
         context_lens: NDArray[np.int64],
-        sampled: NDArray[np.int64],
+        samples: NDArray[np.bool_],
+        known: NDArray[np.int64],
     ) -> None:
-        drafts = np.array([len(s.draft_token_ids) for s in scheduled], dtype=np.int64)
-        known = self._num_tokens[rows] + drafts
         capacity = self._num_blocks[rows] * self._limits.block_size
         wrong = (computed < 0) | (counts < 1) | (context_lens > known) | (context_lens > capacity)
-        wrong |= (sampled > 0) & (context_lens != known)
-        wrong |= (sampled > counts) | ((sampled == 0) & (drafts > 0))
+        wrong |= samples & (context_lens != known)
         if wrong.any():
             i = int(wrong.argmax())
             raise ValueError(
@@ -223,12 +237,18 @@ class InputBatch:
         self, sampling: Sequence[ScheduledSequence], sampled: Sequence[int]
     ) -> dict[int, tuple[int, ...]]:
         """Appends to each sequence those of its sampled tokens that count, and returns them."""
-        tokens = iter(sampled)
-        accepted = [s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling]
         rows = [self._held[s.sequence_id].row for s in sampling]
-        self._num_tokens[rows] += [len(token_ids) for token_ids in accepted]
+        last = self._num_tokens[rows]
+        accepted: list[tuple[int, ...]]
+        if len(sampled) == len(sampling):
+            accepted = [(token_id,) for token_id in sampled]
+        else:
+            tokens = iter(sampled)
+            accepted = [s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling]
+            last += [len(token_ids) - 1 for token_ids in accepted]
         # All but the last were drafts, which stand in their places already.
-        self._token_ids[rows, self._num_tokens[rows] - 1] = [ids[-1] for ids in accepted]
+        self._token_ids[rows, last] = [token_ids[-1] for token_ids in accepted]
+        self._num_tokens[rows] = last + 1
         return {s.sequence_id: ids for s, ids in zip(sampling, accepted, strict=True)}
 
 

@@ -12,6 +12,7 @@ from scheduler.drafter import (
     Drafter,
     num_worthwhile,
 )
+from scheduler.prompt_lookup import NOWHERE
 
 MOST = 7
 
@@ -27,7 +28,6 @@ def costs(per_draft: float) -> list[float]:
         (0.9, 0.6, 4),  # 0.9 + 0.81 + 0.73 + 0.66, and 0.59 is less than it costs
         (0.5, 0.2, 2),
         (0.5, 0.6, 1),  # not worth it, but tried
-        (0.99, 1.01, 0),  # can never be worth it
     ],
 )
 def test_the_number_that_brings_most_beyond_its_cost(
@@ -39,6 +39,7 @@ def test_the_number_that_brings_most_beyond_its_cost(
 def test_more_than_can_be_paid_is_not_drafted() -> None:
     assert num_worthwhile(0.9, 0.35, costs(0.1)) == 3
     assert num_worthwhile(0.9, 0.05, costs(0.1)) == 0
+    assert num_worthwhile(0.9, 2.0, costs(0.1)[:1]) == 0
 
 
 def test_a_second_row_may_be_dear_and_the_others_cheap() -> None:
@@ -66,7 +67,10 @@ def play(drafter: Drafter, text: list[int], num_known: int, per_draft: float) ->
     spent, num_steps = 0.0, 0
     while num_known < len(text):
         limit = min(MOST, len(text) - num_known - 1)
-        drafts = drafter.propose(text[:num_known], costs(per_draft), limit, prior=0.5)
+        known = text[:num_known]
+        drafts: list[int] = []
+        if (end := drafter.find(known, per_draft)) != NOWHERE:
+            drafts = drafter.draft(known, end, costs(per_draft)[: limit + 1], prior=0.5)
         num_accepted = 0
         while num_accepted < len(drafts) and drafts[num_accepted] == text[num_known + num_accepted]:
             num_accepted += 1
@@ -85,7 +89,7 @@ def test_random_text_costs_next_to_nothing(vocab_size: int, per_draft: float) ->
     for seed in range(10):
         chooser = random.Random(seed)
         text = [chooser.randrange(vocab_size) for _ in range(700)]
-        num_steps, spent = play(Drafter(1000), text, 100, per_draft)
+        num_steps, spent = play(Drafter(100, 1000), text, 100, per_draft)
         assert num_steps + spent <= 600 + INITIAL_BALANCE + 600 * ALLOWANCE
 
 
@@ -93,7 +97,7 @@ def test_random_text_costs_next_to_nothing(vocab_size: int, per_draft: float) ->
 def test_a_copy_is_found_soon(per_draft: float, steps_per_token: float) -> None:
     chooser = random.Random(1)
     passage = [chooser.randrange(1000) for _ in range(200)]
-    num_steps, _ = play(Drafter(1000), passage + passage, 202, per_draft)
+    num_steps, _ = play(Drafter(202, 1000), passage + passage, 202, per_draft)
     assert num_steps < steps_per_token * 198
 
 
@@ -102,7 +106,7 @@ def test_a_copy_is_found_after_much_that_was_none() -> None:
     chooser = random.Random(1)
     random_text = [chooser.randrange(5) for _ in range(600)]
     passage = [chooser.randrange(1000) for _ in range(150)]
-    drafter = Drafter(2000)
+    drafter = Drafter(10, 2000)
     _, spent = play(drafter, random_text, 10, 0.2)
     assert spent > 5
     play(drafter, random_text + passage, 600, 0.2)
@@ -113,7 +117,7 @@ def test_a_copy_is_found_after_much_that_was_none() -> None:
 def test_a_copy_that_ends_costs_no_more_than_was_saved_for_it() -> None:
     chooser = random.Random(1)
     passage = [chooser.randrange(1000) for _ in range(100)]
-    drafter = Drafter(2000)
+    drafter = Drafter(102, 2000)
     play(drafter, passage * 2, 102, 0.1)
     text = passage * 2 + [chooser.randrange(3) for _ in range(400)]
     num_steps, spent = play(drafter, text, 200, 0.1)

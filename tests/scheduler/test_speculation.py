@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from profiles.step_cost import StepShape
 from profiles.step_time import DeviceRates, Priors, StepTimeModel
 from scheduler.config import MOST_SPECULATIVE_TOKENS, SchedulerConfig
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
-from scheduler.speculation import with_more_rows
 from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
 from tests.step_times import host_bound_model, tiny_cost
 
@@ -183,19 +181,6 @@ def test_drafts_leave_each_sequence_a_block_in_reserve() -> None:
         host.run()
         assert host.scheduler.stats().num_preemptions == 0
     assert len(speculating.plans) < len(plain.plans) / 2
-
-
-def test_the_shape_of_a_step_with_drafts_is_nearly_what_it_will_be() -> None:
-    windows = (None, 16)
-    step = StepShape.of([(40, 1), (8, 1), (0, 20)], windows, 2)
-    rows = StepShape.of([(40, 1), (8, 1)], windows, 2)
-    predicted = with_more_rows(step, rows, 3)
-    exact = StepShape.of([(40, 4), (8, 4), (0, 20)], windows, 8)
-    assert predicted.num_tokens == exact.num_tokens
-    assert predicted.num_sampled == exact.num_sampled
-    assert predicted.num_sequences == exact.num_sequences
-    assert predicted.attention_pairs == pytest.approx(exact.attention_pairs, rel=0.1)
-    assert predicted.kv_tokens == pytest.approx(exact.kv_tokens, rel=0.2)
 
 
 @pytest.mark.parametrize("number", [-1, MOST_SPECULATIVE_TOKENS + 1])

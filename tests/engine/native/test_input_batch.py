@@ -122,10 +122,11 @@ def test_holds_more_sequences_than_one_step_runs() -> None:
         ([scheduled(1, 0, 0, 0)], "does not fit"),
         ([scheduled(1, -1, 2, 0)], "does not fit"),
         ([scheduled(1, 0, 4, 0, samples=True)], "samples=True.* does not fit"),
-        ([ScheduledSequence(1, 5, 1, (0, 1), False, (9,))], "does not fit"),
-        ([ScheduledSequence(1, 5, 1, (0, 1), True, (9,))], "does not fit"),
-        ([ScheduledSequence(1, 6, 1, (0, 1), True, (9,))], "does not fit"),
-        ([ScheduledSequence(1, 5, 12, (0, 1, 2, 3), True, (9,) * 11)], "drafts beyond max_model"),
+        ([ScheduledSequence(1, 5, 2, (0, 1), False, (9,))], "drafts: they are not sampled"),
+        ([ScheduledSequence(1, 6, 1, (0, 1), True, (9,))], "drafts: they are not sampled"),
+        ([ScheduledSequence(1, 5, 12, (0, 1, 2, 3), True, (9,) * 11)], "beyond max_model_len 16"),
+        ([ScheduledSequence(1, 4, 2, (0, 1), True, (9,))], "does not fit a sequence of 7 tokens"),
+        ([ScheduledSequence(1, 5, 3, (0, 1), True, (9,))], "does not fit a sequence of 7 tokens"),
     ],
 )
 def test_refuses_plans_that_would_reach_outside(
