@@ -20,7 +20,7 @@ _PINNED_SETTINGS = {field.name for field in dataclasses.fields(Settings)} & {
 """What of a plan decides its memory; the share of memory that was taken only follows from it."""
 
 DEFAULT_SPECULATIVE_TOKENS = 7
-"""With the token that is due they make eight rows, which the kernels compute at once."""
+"""Eight rows with the token that is due: little dearer than one where weights come from memory."""
 
 
 class PlanRefusedError(ValueError):

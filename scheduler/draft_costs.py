@@ -1,13 +1,14 @@
 """What drafts cost: the time that their rows add to a step, in tokens that it would have brought.
 
 The step-time model predicts the step with and without them. How much rows add differs from kernel
-to kernel more than the rest of a step does, so what was measured corrects the prediction: the time
-that drafts added so far over what they were predicted to add. Without a model each draft is taken
-to cost half a token.
+to kernel more than the rest of a step does, so measured steps correct the prediction: by the median
+of what drafts added over what they were predicted to add. Without a model each draft is taken to
+cost half a token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,24 @@ from scheduler import request
 _COST_WITHOUT_MODEL = 0.5
 _ASKED_EVERY = 256
 """Steps after which the model is asked anew, since contexts have grown."""
-_PRIOR_WEIGHT = 1.0
-"""Steps' worth of added time that the prediction counts for against what was measured."""
-_MEMORY = 0.98
-"""Weight of the past after each step with drafts."""
-_PLAIN_MEMORY = 0.9
-_OUTLIER = 2.0
-"""A step that takes longer than so many times what is usual was interrupted."""
+_LEAST_CORRECTION, _MOST_CORRECTION = 0.25, 16.0
+_LEAST_STEP = 0.03
+_ENOUGH = 8
+"""Steps without drafts that tell what steps with so many sequences usually take."""
+
+
+class _Median:
+    """Follows the median of factors, from 1: settles where as many are above as below, however
+    far, so that steps which were interrupted count no more than others."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+        self.count = 0
+
+    def observe(self, *, is_above: bool) -> None:
+        self.count += 1
+        step = max(_LEAST_STEP, 0.5 / self.count)
+        self.value *= math.exp(step if is_above else -step)
 
 
 @dataclass(slots=True)
@@ -67,10 +79,11 @@ class DraftCosts:
         self._kind: _Kind | None = None
         """Of the step that was last asked for."""
         self._num_steps = 0
-        self._plain: dict[int, float] = {}
-        """Measured over predicted time of steps without drafts, by their number of sequences."""
-        self._added = self._predicted = 0.0
-        self._correction = 1.0
+        self._plain: dict[int, _Median] = {}
+        """Measured over predicted time of steps without drafts, by powers of two of their number of
+        sequences."""
+        self._correction = _Median()
+        """Measured over predicted time that drafts add."""
 
     def of(
         self, chunks: Mapping[request.Sequence, int], due: Collection[request.Sequence]
@@ -84,35 +97,28 @@ class DraftCosts:
         if self._num_steps % _ASKED_EVERY == 0:
             self._kinds.clear()
             # What is too dear is never measured again unless it is forgotten.
-            self._learn(0.0, 0.0, 0.5)
+            self._correction.value **= 0.5
         key = (len(chunks), sum(chunks.values()), len(due))
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = self._predict(chunks, due)
         self._kind = kind
-        return kind.corrected(self._correction)
+        return kind.corrected(self._correction.value)
 
     def observe(self, num_drafts: int, duration_s: float) -> None:
         """Takes in that the step which was last asked for had so many drafts and took so long."""
         kind = self._kind
         if kind is None or not kind.is_decode or kind.seconds == 0 or duration_s <= 0:
             return
-        plain = self._plain.get(kind.num_due)
+        plain = self._plain.setdefault(kind.num_due.bit_length(), _Median())
         measured = duration_s / kind.seconds
         if num_drafts == 0:
-            plain = measured if plain is None else plain
-            usual = min(measured, _OUTLIER * plain)
-            self._plain[kind.num_due] = _PLAIN_MEMORY * plain + (1 - _PLAIN_MEMORY) * usual
-        elif plain is not None:
-            predicted = kind.added_by(num_drafts)
-            added = min(measured / plain, _OUTLIER * (1 + predicted)) - 1
-            self._learn(added, predicted, _MEMORY)
-
-    def _learn(self, added: float, predicted: float, memory: float) -> None:
-        self._added = memory * self._added + added
-        self._predicted = memory * self._predicted + predicted
-        added = max(0.0, self._added)
-        self._correction = (added + _PRIOR_WEIGHT) / (self._predicted + _PRIOR_WEIGHT)
+            plain.observe(is_above=measured > plain.value)
+        elif plain.count >= _ENOUGH:
+            predicted = self._correction.value * kind.added_by(num_drafts)
+            self._correction.observe(is_above=measured / plain.value - 1 > predicted)
+            value = max(_LEAST_CORRECTION, min(self._correction.value, _MOST_CORRECTION))
+            self._correction.value = value
 
     def _predict(
         self, chunks: Mapping[request.Sequence, int], due: Collection[request.Sequence]
