@@ -75,7 +75,8 @@ KvCacheDtype = Annotated[
     typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8; in vLLM auto, fp8."),
 ]
 TensorParallelSize = Annotated[
-    int | None, typer.Option(help="Devices that each layer is split over.", min=1)
+    int | None,
+    typer.Option(help="Devices (on a CPU: processes) that each layer is split over.", min=1),
 ]
 PipelineParallelSize = Annotated[
     int | None, typer.Option(help="Devices that the layers are divided among.", min=1)

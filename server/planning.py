@@ -25,7 +25,7 @@ from engine.resolve import (
     simulated_config,
     size_pinned,
 )
-from planner.candidates import Pins, Question
+from planner.candidates import Pins, Question, with_cpu_ranks
 from planner.choose import make_plan
 from planner.plan import Plan, Settings
 from planner.sizing import Sized
@@ -266,18 +266,18 @@ def _carry_out(
     if len(plan.pools) > 1:
         raise PlanRefusedError(f"the plan is for {plan.hardware}; one engine cannot serve it all")
     asked = _asked_by(plan, question)
-    asked = replace(asked, pins=pins_of(_settings(plan), user))
+    asked = with_cpu_ranks(replace(asked, pins=pins_of(_settings(plan), user)))
     size_pinned(asked)
     warnings = list(_other_model(question.model, plan))
     here = describe_hardware(question.hardware)
     if plan.hardware != here:
         warnings.append(f"the plan was made for {plan.hardware}; this is {here}")
-    elif plan.ledger is not None and question.available_bytes is not None:
+    elif plan.ledger is not None and asked.available_bytes is not None:
         least = plan.ledger.usable_bytes * (1 - _MEMORY_MARGIN)
-        if question.available_bytes < least:
+        if asked.available_bytes < least:
             warnings.append(
                 f"the plan counts on {plan.ledger.usable_bytes / 2**30:.1f} GiB of memory; "
-                f"{question.available_bytes / 2**30:.1f} GiB are available"
+                f"{asked.available_bytes / 2**30:.1f} GiB are available"
             )
     fresh = make_plan(asked)
     if fresh.refusal is not None:  # it fits, but does not keep what it promised elsewhere
@@ -336,6 +336,7 @@ def _as_sized(sized: Sized) -> dict[str, Any]:
         "dtype": candidate.dtype,
         "quantization": candidate.scheme.name,
         "kv_cache_dtype": candidate.kv_dtype,
+        "tensor_parallel_size": candidate.tensor_parallel_size,
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_model_len": limits.max_model_len,

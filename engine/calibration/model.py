@@ -100,7 +100,7 @@ class _NoAttention:
     def allocate_cache(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
     ) -> list[LayerCache]:
-        return [LayerCache(torch.empty(0), torch.empty(0))] * num_layers
+        return [LayerCache(torch.empty(0), torch.empty(0), block_size)] * num_layers
 
     def prepare(self, batch: AttentionBatch) -> None:
         pass

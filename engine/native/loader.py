@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from profiles.model_spec.checkpoint import read_stored_tensors
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class WeightLoadingError(RuntimeError):
@@ -40,8 +42,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
     if tensors is None:
         _files(directory)  # says what is missing
     found = {tensor.dtype for tensor in tensors or () if len(tensor.shape) > 1}
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    types = {known[name] for name in found if name in known}
+    types = {_DTYPES[name] for name in found if name in _DTYPES}
     # Neither 16-bit type holds the other's numbers.
     return types.pop() if len(types) == 1 else torch.float32
 
@@ -49,8 +50,9 @@ def stored_dtype(directory: Path) -> torch.dtype:
 def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = False) -> None:
     """Reads every parameter of ``model`` from the checkpoint in ``directory``.
 
-    Files are mapped, and one tensor at a time is copied to its place in the type of the model's
-    parameters: memory peaks at the model plus the mapped pages of one file.
+    Files are mapped, and of one tensor at a time what this rank holds is copied to its place in the
+    type of the model's parameters: nothing else is read, and memory peaks at the model plus the
+    mapped pages of one file.
 
     Raises:
         WeightLoadingError: a file or a tensor is missing, broken, of another shape, not floating
@@ -62,16 +64,16 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
     total = sum(path.stat().st_size for path in files)
     with _progress_bar(show_progress, total) as progress:
         for path in files:
-            for name, tensor in _tensors(path):
+            for name, stored in _tensors(path):
                 if name in wanted:
-                    _load(path, name, tensor, *wanted[name])
+                    _load(path, name, stored, *wanted[name])
                     missing.discard(name)
                 elif not _is_harmless(name):
                     raise WeightLoadingError(
                         f"{path.name} holds {name}, which a model of this config.json has no use "
                         "for"
                     )
-                progress(tensor.nbytes)
+                progress(stored.nbytes)
     if missing:
         first = min(missing)
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -124,11 +126,32 @@ def _files(directory: Path) -> list[Path]:
     return paths
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+class _StoredSlices:
+    """A tensor of an open safetensors file, read slice by slice."""
+
+    def __init__(self, file: safe_open, name: str) -> None:
+        self._slices = file.get_slice(name)  # type: ignore[no-untyped-call]
+        self.shape: tuple[int, ...] = tuple(self._slices.get_shape())
+        self.dtype_name: str = self._slices.get_dtype()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype_name]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> torch.Tensor:
+        tensor: torch.Tensor = self._slices[index]
+        return tensor
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, _StoredSlices]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                yield name, file.get_tensor(name)
+                yield name, _StoredSlices(file, name)
     except (SafetensorError, OSError) as error:
         raise WeightLoadingError(
             f"{path} is not a complete safetensors file: {_one_line(error)}"
@@ -136,21 +159,17 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _load(
-    path: Path, name: str, tensor: torch.Tensor, parameter: ModelParameter, part: str
+    path: Path, name: str, stored: _StoredSlices, parameter: ModelParameter, part: str
 ) -> None:
-    if tensor.dtype not in _DTYPES:
+    if stored.dtype_name not in _DTYPES:
         raise WeightLoadingError(
-            f"{name} in {path.name} is stored as {_dtype_name(tensor.dtype)} "
-            f"(supported: {', '.join(map(_dtype_name, _DTYPES))})"
+            f"{name} in {path.name} is stored as {stored.dtype_name} "
+            f"(supported: {', '.join(_DTYPES)})"
         )
     try:
-        parameter.weight_loader(parameter, tensor, part)
+        parameter.weight_loader(parameter, stored, part)
     except ValueError as error:
         raise WeightLoadingError(f"{name} in {path.name} {error}") from None
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _one_line(error: Exception) -> str:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-WeightLoader: TypeAlias = Callable[["ModelParameter", Tensor, str], None]
-"""Copies a checkpoint's tensor into (a part of) a parameter; ``ValueError`` if it does not fit."""
+
+class StoredTensor(Protocol):
+    """A tensor of a checkpoint, of which only what is asked for is read; or one in memory."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType, /) -> Tensor: ...
+
+
+WeightLoader: TypeAlias = Callable[["ModelParameter", StoredTensor, str], None]
+"""Copies a checkpoint's tensor, or the rank's slice of it, into (a part of) a parameter;
+``ValueError`` if it does not fit."""
 
 
 class ModelParameter(nn.Parameter):
@@ -38,20 +53,17 @@ class ModelParameter(nn.Parameter):
         return parameter
 
 
-def copy_checked(target: Tensor, loaded: Tensor) -> None:
-    """Copies, converting the dtype.
-
-    Raises:
-        ValueError: the shapes differ (nothing is broadcast).
+def check_shape(loaded: StoredTensor, wanted: tuple[int, ...]) -> None:
     """
-    if target.shape != loaded.shape:
-        raise ValueError(
-            f"has shape {list(loaded.shape)}, but config.json asks for {list(target.shape)}"
-        )
-    target.copy_(loaded)
+    Raises:
+        ValueError: a checkpoint's tensor is not what config.json promises.
+    """
+    if tuple(loaded.shape) != wanted:
+        raise ValueError(f"has shape {list(loaded.shape)}, but config.json asks for {list(wanted)}")
 
 
-def load_whole(parameter: ModelParameter, loaded: Tensor, part: str) -> None:
-    """The weight loader of a parameter that is one tensor of the checkpoint."""
+def load_whole(parameter: ModelParameter, loaded: StoredTensor, part: str) -> None:
+    """The weight loader of a parameter that is one tensor of the checkpoint, whole on each rank."""
     assert not part
-    copy_checked(parameter.data, loaded)
+    check_shape(loaded, tuple(parameter.shape))
+    parameter.data.copy_(loaded[...])

@@ -66,6 +66,9 @@ class SimulatedExecutor:
         )
         return StepResult(sampled, self._model.predict(shape).seconds)
 
+    def check(self) -> None:
+        """Nothing of it can break."""
+
     def _start(self, started: StartedSequence) -> _Answer:
         sampling = started.sampling
         fills_context = started.num_prompt_tokens + sampling.max_tokens >= self._max_model_len

@@ -95,6 +95,9 @@ class ToyExecutor:
                 token_ids += sampled[step.sequence_id]
         return StepResult(sampled_token_ids=sampled)
 
+    def check(self) -> None:
+        """Nothing of it can break."""
+
     def _slot(self, block_table: list[int], position: int) -> int:
         block, offset = divmod(position, self.block_size)
         return block_table[block] * self.block_size + offset

@@ -115,6 +115,32 @@ def test_what_was_decided_is_what_is_told() -> None:
     )
 
 
+def test_ranks_share_what_one_rank_would_have() -> None:
+    one, two = native(), native(tensor_parallel_size=2)
+    assert isinstance(two.config, EngineConfig)
+    assert two.config.tensor_parallel_size == 2
+    assert two.config.num_threads == 4  # of both together
+    assert two.settings.tensor_parallel_size == 2
+    assert two.plan.hardware == one.plan.hardware == "4xcpu-avx2"
+    assert one.plan.ledger is not None
+    assert two.plan.ledger is not None
+    assert two.plan.ledger.usable_bytes == one.plan.ledger.usable_bytes // 2
+    # Each holds half of every block, in half of the memory.
+    assert two.settings.num_kv_blocks == pytest.approx(one.settings.num_kv_blocks, rel=0.1)
+    assert plan_words.decision(two.settings).endswith("tensor parallel 2")
+
+
+def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = write_plan(path, "Qwen3-0.6B", "4xcpu-avx2", max_model_len=4096, tensor_parallel_size=2)
+    plan = replace(plan, model="qwen")
+    for flags, expected in (({}, 2), ({"tensor_parallel_size": 4}, 4)):
+        decision = native(plan, **flags)
+        assert isinstance(decision.config, EngineConfig)
+        assert decision.config.tensor_parallel_size == expected
+        assert decision.settings.tensor_parallel_size == expected
+
+
 NO_COMPILER = replace(MACHINE, has_compiler=False)
 
 

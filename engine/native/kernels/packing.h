@@ -118,7 +118,7 @@ inline int get(const Linear& l, const uint8_t* panel, int lane, int input) {
 }
 
 inline void pack_row(const Linear& l, int output, const float* w) {
-  const int panel_index = output / PANEL, lane = output % PANEL;
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
   uint8_t* panel = l.weights + panel_index * panel_bytes(l);
   if (!is_integer(l)) {
     for (int k = 0; k < l.num_inputs; k++) {
@@ -143,7 +143,7 @@ inline void pack_row(const Linear& l, int output, const float* w) {
 }
 
 inline void unpack_row(const Linear& l, int output, float* w) {
-  const int panel_index = output / PANEL, lane = output % PANEL;
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
   const uint8_t* panel = l.weights + panel_index * panel_bytes(l);
   const uint16_t* scales = l.scales + int64_t(panel_index) * num_scale_groups(l) * PANEL;
   for (int k = 0; k < l.num_inputs; k++) {
@@ -165,9 +165,9 @@ inline void pack_rows(const Member& member, const Linear& l, const Rows& rows) {
   const int first = rows.first_output / PANEL, end = (end_output + PANEL - 1) / PANEL;
   member.share(end - first, [&](int item) {
     std::vector<float> w(l.num_inputs + LANES);  // zeros behind the row
-    const int panel = first + item;
-    for (int output = std::max(panel * PANEL, rows.first_output);
-         output < std::min((panel + 1) * PANEL, end_output); output++) {
+    const int block = first + item;
+    for (int output = std::max(block * PANEL, rows.first_output);
+         output < std::min((block + 1) * PANEL, end_output); output++) {
       read_row(rows, output - rows.first_output, l.num_inputs, w.data());
       pack_row(l, output, w.data());
     }

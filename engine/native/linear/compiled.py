@@ -26,6 +26,7 @@ class CompiledLinear:
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
+        self.scale_group = layout.group if layout.scale_by_group else 1
         self._library = load_library()
 
     def create_weight(

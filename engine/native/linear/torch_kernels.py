@@ -18,6 +18,7 @@ class DenseLinear:
     """
 
     name = "torch"
+    scale_group = 1
     parameter_class: type[ModelParameter] = ModelParameter
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
     **{f"{family} tied": (family, {"tie_word_embeddings": True}) for family in FAMILIES},
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with an odd MLP": ("llama", {"intermediate_size": 116}),
     "llama with large heads": ("llama", {"head_dim": 64}),
     "llama, a KV head for each head": ("llama", {"num_key_value_heads": 4}),
     "llama, rope llama3": ("llama", {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}),
