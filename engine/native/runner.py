@@ -114,16 +114,14 @@ class ModelRunner:
         """
         start = time.perf_counter()
         self._batch.apply(plan)
-        sampled: dict[int, int] = {}
+        sampled: dict[int, tuple[int, ...]] = {}
         if plan.scheduled:
             inputs = self._batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if inputs.sampled_ids:
-                    rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
-                    tokens = sampler.sample(logits, rows)
-                    self._batch.append(inputs.sampled_ids, tokens)
-                    sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+                if inputs.sampling:
+                    tokens = sampler.sample(logits, self._batch.sampling_rows(inputs.sampling))
+                    sampled = self._batch.take_in(inputs.sampling, tokens)
         return StepResult(sampled, time.perf_counter() - start)
 
     def forward(self, plan: StepPlan) -> Tensor:
