@@ -42,6 +42,8 @@ class EngineConfig:
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
     load_format: str = "safetensors"
     """``safetensors``, or ``random``: noise in place of weights, to measure speed without any."""
+    step_time: StepTimeModel | None = None
+    """What its steps are predicted to take, for decisions while it runs (speculation)."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
 

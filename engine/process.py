@@ -145,7 +145,7 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     """Loads the model and tries one step."""
     executor = _executor(launch.config)
     executor.warm_up()
-    scheduler = Scheduler(launch.config.scheduler)
+    scheduler = Scheduler(launch.config.scheduler, launch.config.step_time)
     loop = EngineLoop(scheduler, executor, executor.spec.vocab_size, send)
     return loop, executor.detail
 

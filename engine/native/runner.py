@@ -14,6 +14,7 @@ from engine.native import sampler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
 from engine.native.compiled_forward import CompiledForward
+from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
 from engine.native.input_batch import InputBatch
 from engine.native.linear.cuda import cuda_linear_kernels
@@ -154,16 +155,15 @@ class ModelRunner:
         """
         start = time.perf_counter()
         self._batch.apply(plan)
-        sampled: dict[int, int] = {}
+        sampled: dict[int, tuple[int, ...]] = {}
         if plan.scheduled:
             inputs = self._batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if inputs.sampled_ids:
-                    rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
+                if inputs.sampling:
+                    rows = self._batch.sampling_rows(inputs.sampling)
                     tokens = sampler.sample(logits, rows, self._sampling)
-                    self._batch.append(inputs.sampled_ids, tokens)
-                    sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+                    sampled = self._batch.take_in(inputs.sampling, tokens)
                 elif self._device.type == "cuda":
                     torch.cuda.current_stream().synchronize()  # or its time would be the next one's
         return StepResult(sampled, time.perf_counter() - start)
@@ -207,28 +207,6 @@ def warm_up_plans(limits: SchedulerConfig) -> Iterator[StepPlan]:
     yield StepPlan(step_id=-1, started=(started,), scheduled=(prefill,))
     yield StepPlan(step_id=-1, scheduled=(decode,))
     yield StepPlan(step_id=-1, dropped=(_WARM_UP_ID,))
-
-
-def open_device(name: str, rank: int = 0) -> torch.device:
-    """The device of that name, made the current one; ``cuda`` is another for each rank.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown (known: cpu, cuda, cuda:0, …)") from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise ValueError(f"device {name!r} is not supported (supported: cpu, cuda)")
-    count = torch.cuda.device_count()
-    device = torch.device("cuda", rank if device.index is None else device.index)
-    if not 0 <= device.index < count:
-        raise ValueError(f"device {name!r} is not here: torch finds {count} CUDA devices")
-    torch.cuda.set_device(device)
-    return device
 
 
 def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-d
 from torch.nn import functional as F
 
 from engine.config import EngineConfig
+from engine.native.device import open_device
 from engine.native.parallel.communicator import Communicator, CommunicatorError
 from engine.native.parallel.partition import padded_share
 
@@ -34,8 +35,10 @@ def join_group(config: EngineConfig, rank: int, directory: Path) -> Communicator
 
     Raises:
         CommunicatorError: they have not come within two minutes.
+        ValueError: the rank's device is not here.
     """
-    return ProcessGroup(rank, config.tensor_parallel_size, directory, torch.device("cpu"))
+    device = open_device(config.device, rank)
+    return ProcessGroup(rank, config.tensor_parallel_size, directory, device)
 
 
 class ProcessGroup:

@@ -57,7 +57,7 @@ def test_padding_adds_empty_sequences() -> None:
         ),
         max_context_len=10,
         sampled_tokens=torch.tensor([0, 1, 2]),
-        sampled_ids=(1, 2, 3),
+        sampling=(),
     )
     step = padded(inputs, GraphShape(num_seqs=4, num_blocks=3))
     batch = step.attention

@@ -52,8 +52,8 @@ def run_to_the_end(
     output: dict[int, list[int]] = {i: [] for i in PROMPTS}
     counts = {i: len(tokens) for i, tokens in PROMPTS.items()}
     for step in range(16):
-        for i, token in executor.execute(planner.plan(counts)).sampled_token_ids.items():
-            output[i].append(token)
+        for i, tokens in executor.execute(planner.plan(counts)).sampled_token_ids.items():
+            output[i] += tokens
         counts = dict.fromkeys(PROMPTS, 1)
         if step == 7:
             known = PROMPTS[2] + output[2]
@@ -157,7 +157,7 @@ def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_rank_that_knows_why_it_ends_says_so(qwen3: Path) -> None:
     executor = TensorParallelExecutor(config_for(qwen3, 2))
-    executor._previous = StepResult({7: 1})  # as if rank 0 had sampled what the other had not
+    executor._previous = StepResult({7: (1,)})  # as if rank 0 had sampled what the other had not
     with pytest.raises(ExecutorError, match="rank 1 of 2: it sampled other tokens than rank 0"):
         decode_many(executor)
     executor.close()
