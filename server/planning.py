@@ -188,14 +188,16 @@ def decide_native(
         pins = question.pins
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
-    placed = on_cpu and not options.threads
     speculative = options.speculative_tokens
+    # A step with drafts is no step that a CUDA graph was captured for.
+    drafts = DEFAULT_SPECULATIVE_TOKENS if on_cpu else 0
+    placed = on_cpu and not options.threads
     native = NativeOptions(
         num_threads=options.threads or (machine.placement.num_threads if on_cpu else 1),
         cpus=machine.placement.compute_cpus if placed else (),
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
-        num_speculative_tokens=(DEFAULT_SPECULATIVE_TOKENS if speculative is None else speculative),
+        num_speculative_tokens=drafts if speculative is None else speculative,
     )
     config = native_config(model_dir, sized, pins, native)
     return Decision(shown, config, settings, warnings)
