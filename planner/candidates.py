@@ -11,7 +11,7 @@ from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
 from profiles.hardware import link_between
-from profiles.model_spec import AttentionKind, ModelSpec
+from profiles.model_spec import AttentionKind, CheckpointQuantization, ModelSpec
 from profiles.numerics import (
     KV_TYPES,
     SCHEMES,
@@ -23,6 +23,7 @@ from profiles.numerics import (
     check_kv_dtype,
     check_scheme,
     formats_of,
+    why_not_checkpoint,
 )
 
 ENGINES = ("vllm", "native")
@@ -230,21 +231,10 @@ def _schemes(
     least_bits: int,
     found: Enumeration,
 ) -> Iterator[tuple[WeightScheme, Verdict]]:
-    stored = question.spec.quantization
-    pinned = question.pins.quantization
+    stored, pinned = question.spec.quantization, question.pins.quantization
     formats = formats_of(engine)
-    if stored is not None and not formats.quantized_checkpoints:
-        raise UnsupportedError(
-            f"the checkpoint is quantized ({stored.method}), and the {engine} engine quantizes "
-            "weights itself, from 16 or 32 bits",
-            "a checkpoint of the model that is not quantized",
-        )
-    if pinned is not None and pinned not in SCHEMES:
-        raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
-    if stored is not None and pinned not in (None, stored.scheme):
-        raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
-    fixed = stored.scheme if stored is not None else pinned
-    considered = formats.schemes if fixed is None else {fixed}
+    fixed = _fixed_scheme(stored, pinned, engine)
+    considered = formats.within_reach if fixed is None else {fixed}
     for name, scheme in SCHEMES.items():
         if name not in considered:
             continue
@@ -266,6 +256,28 @@ def _schemes(
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
         else:
             yield scheme, verdict
+
+
+def _fixed_scheme(
+    stored: CheckpointQuantization | None, pinned: str | None, engine: str
+) -> str | None:
+    """The scheme that the checkpoint or the user has decided on; None leaves it open."""
+    if pinned is not None and pinned not in SCHEMES:
+        raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
+    if stored is None:
+        formats = formats_of(engine)
+        if pinned in formats.schemes - formats.within_reach:
+            raise PinError(
+                f"quantization {pinned} needs a checkpoint that was quantized beforehand; the "
+                f"{engine} engine itself makes {', '.join(sorted(formats.online - {'none'}))}"
+            )
+        return pinned
+    reason = why_not_checkpoint(stored, engine)
+    if reason is not None:
+        raise UnsupportedError(reason, "a checkpoint of the model that is not quantized")
+    if pinned not in (None, stored.scheme):
+        raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
+    return stored.scheme
 
 
 def _kv_dtypes(

@@ -130,6 +130,11 @@ def decide_native(
     check_supported(spec)
     user = replace(engine_pins(options), engine="native")
     if not machine.has_compiler:
+        if spec.quantization is not None:
+            raise ValueError(
+                f"the checkpoint is quantized ({spec.quantization.method}), which needs compiled "
+                "kernels, but there is no C++ compiler: install g++ (or name another one in $CXX)"
+            )
         user = _without_compiler(user, plan)
     question = Question(
         model=name,
@@ -179,7 +184,7 @@ def _uncompiled(flag: str, wanted: str | None, plain: str) -> str:
     if wanted is None or wanted == "auto":
         return plain
     formats = formats_of("native")
-    if wanted != plain and wanted in formats.schemes | formats.kv_dtypes:
+    if wanted != plain and wanted in formats.online | formats.kv_dtypes:
         raise ValueError(
             f"{flag} {wanted} needs compiled kernels, but there is no C++ compiler: install g++ "
             f"(or name another one in $CXX), or take {flag} {plain}"

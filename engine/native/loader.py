@@ -14,7 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.native.parameter import ModelParameter
+from engine.native.parameter import LoadedWeight, ModelParameter
+from engine.native.quantization import QuantizationHandler
+from engine.native.quantization.assembly import WeightAssembly
 from profiles.model_spec import ModelSpecError
 from profiles.model_spec.checkpoint import read_stored_tensors
 
@@ -46,11 +48,18 @@ def stored_dtype(directory: Path) -> torch.dtype:
     return types.pop() if len(types) == 1 else torch.float32
 
 
-def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = False) -> None:
+def load_weights(
+    model: nn.Module,
+    directory: Path,
+    handler: QuantizationHandler | None = None,
+    *,
+    show_progress: bool = False,
+) -> None:
     """Reads every parameter of ``model`` from the checkpoint in ``directory``.
 
     Files are mapped, and one tensor at a time is copied to its place in the type of the model's
-    parameters: memory peaks at the model plus the mapped pages of one file.
+    parameters: memory peaks at the model plus the mapped pages of one file. With the ``handler``
+    of a quantized checkpoint it is the tensors of one module at a time.
 
     Raises:
         WeightLoadingError: a file or a tensor is missing, broken, of another shape, not floating
@@ -60,18 +69,23 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
     missing = set(wanted)
     files = _files(directory)
     total = sum(path.stat().st_size for path in files)
+    assembly = WeightAssembly(handler, (name for path in files for name in _names(path)))
     with _progress_bar(show_progress, total) as progress:
         for path in files:
-            for name, tensor in _tensors(path):
+            for stored_name, tensor in _tensors(path):
+                progress(tensor.nbytes)
+                whole = _add(path, assembly, stored_name, tensor)
+                if whole is None:
+                    continue
+                name, loaded = whole
                 if name in wanted:
-                    _load(path, name, tensor, *wanted[name])
+                    _load(path, name, loaded, *wanted[name])
                     missing.discard(name)
-                elif not _is_harmless(name):
+                elif not (_is_harmless(name) or assembly.does_without(name, tensor)):
                     raise WeightLoadingError(
                         f"{path.name} holds {name}, which a model of this config.json has no use "
                         "for"
                     )
-                progress(tensor.nbytes)
     if missing:
         first = min(missing)
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -124,21 +138,42 @@ def _files(directory: Path) -> list[Path]:
     return paths
 
 
+def _names(path: Path) -> list[str]:
+    """Of a file's tensors, those of one module together."""
+    with _opened(path) as file:
+        return sorted(file.keys())
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with _opened(path) as file:
+        for name in sorted(file.keys()):
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                yield name, file.get_tensor(name)
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightLoadingError(
             f"{path} is not a complete safetensors file: {_one_line(error)}"
         ) from None
 
 
+def _add(
+    path: Path, assembly: WeightAssembly, name: str, tensor: torch.Tensor
+) -> tuple[str, LoadedWeight] | None:
+    try:
+        return assembly.add(name, tensor)
+    except ValueError as error:
+        raise WeightLoadingError(f"{path.name}: {error}") from None
+
+
 def _load(
-    path: Path, name: str, tensor: torch.Tensor, parameter: ModelParameter, part: str
+    path: Path, name: str, tensor: LoadedWeight, parameter: ModelParameter, part: str
 ) -> None:
-    if tensor.dtype not in _DTYPES:
+    if isinstance(tensor, torch.Tensor) and tensor.dtype not in _DTYPES:
         raise WeightLoadingError(
             f"{name} in {path.name} is stored as {_dtype_name(tensor.dtype)} "
             f"(supported: {', '.join(map(_dtype_name, _DTYPES))})"

@@ -8,8 +8,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-WeightLoader: TypeAlias = Callable[["ModelParameter", Tensor, str], None]
-"""Copies a checkpoint's tensor into (a part of) a parameter; ``ValueError`` if it does not fit."""
+from engine.native.quantization.rows import QuantizedRows
+
+LoadedWeight: TypeAlias = Tensor | QuantizedRows
+"""What a checkpoint holds for a parameter."""
+WeightLoader: TypeAlias = Callable[["ModelParameter", LoadedWeight, str], None]
+"""Copies what was loaded into (a part of) a parameter; ``ValueError`` if it does not fit."""
 
 
 class ModelParameter(nn.Parameter):
@@ -38,12 +42,14 @@ class ModelParameter(nn.Parameter):
         return parameter
 
 
-def copy_checked(target: Tensor, loaded: Tensor) -> None:
+def copy_checked(target: Tensor, loaded: LoadedWeight) -> None:
     """Copies, converting the dtype.
 
     Raises:
-        ValueError: the shapes differ (nothing is broadcast).
+        ValueError: the shapes differ (nothing is broadcast), or there are only quantized rows.
     """
+    if not isinstance(loaded, Tensor):
+        raise ValueError("is quantized, which this parameter cannot be")
     if target.shape != loaded.shape:
         raise ValueError(
             f"has shape {list(loaded.shape)}, but config.json asks for {list(target.shape)}"
@@ -51,7 +57,7 @@ def copy_checked(target: Tensor, loaded: Tensor) -> None:
     target.copy_(loaded)
 
 
-def load_whole(parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+def load_whole(parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
     """The weight loader of a parameter that is one tensor of the checkpoint."""
     assert not part
     copy_checked(parameter.data, loaded)

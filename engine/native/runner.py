@@ -18,6 +18,7 @@ from engine.native.input_batch import InputBatch
 from engine.native.linear.select import choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
+from engine.native.quantization import handler_for
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.sampling_params import SamplingParams
@@ -66,7 +67,13 @@ class ModelRunner:
             config.linear_kernel,
         )
         self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
-        load_weights(self._model, config.model_dir, show_progress=config.show_progress)
+        stored = self.spec.quantization
+        load_weights(
+            self._model,
+            config.model_dir,
+            None if stored is None else handler_for(stored),
+            show_progress=config.show_progress,
+        )
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,

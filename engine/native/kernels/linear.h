@@ -18,7 +18,8 @@
 //
 // Integer weights are stored with an offset where the instruction wants them unsigned: with stored
 // u = w + offset, sum(w x) = sum(u x) - offset sum(x), and the last term, known once the
-// activations are rounded, is where the sum starts.
+// activations are rounded, is where the sum starts. Where a weight z other than 0 stands for zero
+// (a zero point, of each output and group), it is added to the offset.
 
 #pragma once
 
@@ -63,19 +64,21 @@ constexpr int NIBBLE_OFFSET = 8;
 typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint8_t bytes_in_memory __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
-enum Format : int32_t { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
+enum Format : int32_t { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, FLOAT8 };  // FLOAT8: e4m3
 
 extern "C" {
 
 struct Linear {
   uint8_t* weights;  // see `panel_bytes`
-  uint16_t* scales;  // bfloat16 [panels, scale groups, PANEL]; integer formats
+  void* scales;      // [panels, scale groups, PANEL]; formats of 8 and 4 bits
   const float* bias;  // [num_outputs], or null
   int32_t num_outputs, num_inputs;
   Format format;
   int32_t group;          // inputs whose activations share a scale, a multiple of LANES
   int32_t scale_by_group; // whether weights have a scale for each group too, or one for all
   int32_t rounds_activations;  // the integer family
+  Format scale_format;    // BFLOAT16, FLOAT16 or FLOAT32
+  int8_t* zeros;  // [panels, scale groups, PANEL]: weights that stand for 0, or null: 0 itself
 };
 
 }  // extern "C"
@@ -85,7 +88,14 @@ inline int num_panels(const Linear& l) { return (l.num_outputs + PANEL - 1) / PA
 inline int num_groups(const Linear& l) { return (l.num_inputs + l.group - 1) / l.group; }
 inline int num_scale_groups(const Linear& l) { return l.scale_by_group ? num_groups(l) : 1; }
 inline int num_words(const Linear& l) { return round_up(l.num_inputs, WORD_INPUTS) / WORD_INPUTS; }
-inline bool is_integer(const Linear& l) { return l.format >= INT8; }
+inline bool has_scales(const Linear& l) { return l.format >= INT8; }
+inline int64_t num_scales(const Linear& l) {
+  return has_scales(l) ? int64_t(num_panels(l)) * num_scale_groups(l) * PANEL : 0;
+}
+// Where the scales of a panel begin.
+inline int64_t first_scale(const Linear& l, int panel) {
+  return int64_t(panel) * num_scale_groups(l) * PANEL;
+}
 inline int offset_of(const Linear& l) { return l.format == INT4 ? NIBBLE_OFFSET : BYTE_OFFSET; }
 
 inline int64_t panel_bytes(const Linear& l) {
@@ -93,6 +103,7 @@ inline int64_t panel_bytes(const Linear& l) {
     case FLOAT32: return int64_t(4) * PANEL * l.num_inputs;
     case BFLOAT16:
     case FLOAT16: return int64_t(2) * PANEL * l.num_inputs;
+    case FLOAT8: return int64_t(PANEL) * l.num_inputs;
     case INT8: return int64_t(2) * VECTOR_BYTES * num_words(l);
     default: return int64_t(VECTOR_BYTES) * num_words(l);
   }
@@ -105,7 +116,8 @@ struct Input {
   float* values;      // [rows, num_inputs]: the float family's
   rounded* words;     // [rows, num_words * WORD_INPUTS]: the integer family's
   float* scales;      // [rows, num_groups]
-  int32_t* starts;    // [rows, num_groups]: -offset times the sum of the group's words
+  int32_t* starts;    // [rows, num_groups]: minus the sum of the group's words, times the offset
+                      // where that is the same for all weights (there are no zero points)
 };
 
 // Rounds inputs `first` to `end` (a group) of one row: value = word * scale.
@@ -150,7 +162,7 @@ inline void round_group(const Linear& l, const float* x, const Input& input, int
   for (int k = count; first + k < num_words(l) * WORD_INPUTS && k < l.group; k++) words[k] = 0;
   const int64_t at = int64_t(row) * num_groups(l) + group;
   input.scales[at] = !finite ? NAN : inverse > 0 ? amax / 127.0f : 0.0f;
-  input.starts[at] = -offset_of(l) * sum;
+  input.starts[at] = l.zeros ? -sum : -offset_of(l) * sum;
 }
 
 // ------------------------------------------------------------------ loading weights
@@ -190,6 +202,38 @@ inline vec load_as_float(const float16* p) {
   for (int i = 0; i < LANES; i++) v[i] = from_float16(p[i]);
   return v;
 #endif
+}
+
+// Read as a float16, a number of e4m3 (sign, 4 bits of exponent, 3 of mantissa: OCP 8-bit floating
+// point specification, revision 1.0) is this many times too small, subnormal ones too.
+constexpr float FLOAT8_UNIT = 256;
+inline uint16_t float8_as_float16(uint8_t byte) { return (byte & 0x80) << 8 | (byte & 0x7f) << 7; }
+
+inline vec load_float8(const uint8_t* p) {
+  typedef uint8_t narrow __attribute__((vector_size(LANES)));
+  typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+  narrow stored;
+  std::memcpy(&stored, p, sizeof stored);
+  const halves wide = __builtin_convertvector(stored, halves);
+  const halves bits = (wide & 0x80) << 8 | (wide & 0x7f) << 7;
+  float16 values[LANES];
+  std::memcpy(values, &bits, sizeof bits);
+  return load_as_float(values);
+}
+
+inline vec load_scales(const Linear& l, int64_t at) {
+  if (l.scale_format == FLOAT32) return load(static_cast<const float*>(l.scales) + at);
+  if (l.scale_format == FLOAT16) return load_as_float(static_cast<const float16*>(l.scales) + at);
+  return load_bfloat16(static_cast<const uint16_t*>(l.scales) + at);
+}
+
+// What stands for 0 in the stored form of integer weights, whose scales are those at `at`.
+inline ivec load_zeros(const Linear& l, int64_t at) {
+  if (!l.zeros) return ivec{} + offset_of(l);
+  typedef int8_t narrow __attribute__((vector_size(LANES)));
+  narrow zeros;
+  std::memcpy(&zeros, l.zeros + at, sizeof zeros);
+  return __builtin_convertvector(zeros, ivec) + offset_of(l);
 }
 
 // Both vectors of weights of one word, as bytes with their offset.
@@ -247,8 +291,9 @@ inline ivec dot(ivec sum, factors w, ivec x) {
 }
 #endif
 
-// The weights of the k-th input of a word as floats, for the float family.
-inline vec decode_bytes(bytes w, int k, int offset) {
+// The weights of the k-th input of a word as floats, for the float family; `zero` stands for 0.
+template <int OFFSET>
+inline vec decode_bytes(bytes w, int k, ivec zero) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
   typedef uint16_t pairs __attribute__((vector_size(VECTOR_BYTES)));
   ivec value = __builtin_convertvector((pairs)w, ivec);
@@ -256,8 +301,8 @@ inline vec decode_bytes(bytes w, int k, int offset) {
   ivec value = (ivec)w;
 #endif
   value = (value >> (8 * k)) & 255;
-  if (offset == 0) value = (value ^ 128) - 128;  // signed
-  return __builtin_convertvector(value - offset, vec);
+  if constexpr (OFFSET == 0) value = (value ^ 128) - 128;  // signed
+  return __builtin_convertvector(value - zero, vec);
 }
 
 // ------------------------------------------------------------------ one tile
@@ -271,8 +316,9 @@ struct Ahead {
 
 // `sums` of ROWS rows of a panel, in the integer family. SCALE_BY_GROUP: also of the weights.
 template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP, bool FETCHES_AHEAD>
-__attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* weights, const uint16_t* scales,
-                             const Input& input, int row, Ahead ahead, vec (&sums)[ROWS][2]) {
+__attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* weights,
+                                                int64_t scale_at, const Input& input, int row,
+                                                Ahead ahead, vec (&sums)[ROWS][2]) {
   constexpr int STEP = NIBBLES ? VECTOR_BYTES : 2 * VECTOR_BYTES;
   const int groups = num_groups(l), words_in_all = num_words(l);
   const int group_words = l.group / WORD_INPUTS;
@@ -281,9 +327,15 @@ __attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* 
     x[i] = input.words + int64_t(row + i) * words_in_all * WORD_INPUTS;
   for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = vec{};
   for (int g = 0; g < groups; g++) {
+    const int64_t at = scale_at + (SCALE_BY_GROUP ? g * PANEL : 0);
     ivec acc[ROWS][2];
     for (int i = 0; i < ROWS; i++)
       acc[i][0] = acc[i][1] = ivec{} + input.starts[int64_t(row + i) * groups + g];
+    if (l.zeros)
+      for (int v = 0; v < 2; v++) {
+        const ivec zero = load_zeros(l, at + v * LANES);
+        for (int i = 0; i < ROWS; i++) acc[i][v] *= zero;
+      }
     const int end = std::min(words_in_all, (g + 1) * group_words);
     for (int word = g * group_words; word < end; word++) {
       bytes w[2];
@@ -306,14 +358,14 @@ __attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* 
       const float scale = input.scales[int64_t(row + i) * groups + g];
       for (int v = 0; v < 2; v++) {
         vec value = __builtin_convertvector(acc[i][v], vec);
-        if constexpr (SCALE_BY_GROUP) value *= load_bfloat16(scales + g * PANEL + v * LANES);
+        if constexpr (SCALE_BY_GROUP) value *= load_scales(l, at + v * LANES);
         sums[i][v] += value * scale;
       }
     }
   }
   if constexpr (!SCALE_BY_GROUP)
     for (int i = 0; i < ROWS; i++)
-      for (int v = 0; v < 2; v++) sums[i][v] *= load_bfloat16(scales + v * LANES);
+      for (int v = 0; v < 2; v++) sums[i][v] *= load_scales(l, scale_at + v * LANES);
 }
 
 // The same in the float family, of weights stored as floats.
@@ -336,20 +388,23 @@ inline void multiply_floats(const Linear& l, const uint8_t* weights, const Input
 
 // The same in the float family, of integer weights.
 template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP>
-inline void multiply_decoded(const Linear& l, const uint8_t* weights, const uint16_t* scales,
+inline void multiply_decoded(const Linear& l, const uint8_t* weights, int64_t scale_at,
                              const Input& input, int row, vec (&sums)[ROWS][2]) {
   constexpr int STEP = NIBBLES ? VECTOR_BYTES : 2 * VECTOR_BYTES;
   constexpr int OFFSET = NIBBLES ? NIBBLE_OFFSET : BYTE_OFFSET;
   const float* x = input.values + int64_t(row) * l.num_inputs;
   for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = vec{};
   for (int g = 0; g < num_groups(l); g++) {
+    const int64_t at = scale_at + (SCALE_BY_GROUP ? g * PANEL : 0);
+    const ivec zero[2] = {load_zeros(l, at), load_zeros(l, at + LANES)};
     vec acc[ROWS][2] = {};
     const int end = std::min(l.num_inputs, (g + 1) * l.group);
     for (int k = g * l.group; k < end; k += WORD_INPUTS, weights += STEP) {
       bytes w[2];
       load_bytes<NIBBLES>(weights, w);
       for (int j = 0; j < WORD_INPUTS && k + j < end; j++) {
-        const vec w0 = decode_bytes(w[0], j, OFFSET), w1 = decode_bytes(w[1], j, OFFSET);
+        const vec w0 = decode_bytes<OFFSET>(w[0], j, zero[0]);
+        const vec w1 = decode_bytes<OFFSET>(w[1], j, zero[1]);
         for (int i = 0; i < ROWS; i++) {
           const float xs = x[int64_t(i) * l.num_inputs + k + j];
           acc[i][0] += xs * w0;
@@ -358,10 +413,32 @@ inline void multiply_decoded(const Linear& l, const uint8_t* weights, const uint
       }
     }
     for (int i = 0; i < ROWS; i++)
-      for (int v = 0; v < 2; v++) {
-        const uint16_t* scale = scales + (SCALE_BY_GROUP ? g * PANEL : 0) + v * LANES;
-        sums[i][v] += acc[i][v] * load_bfloat16(scale);
+      for (int v = 0; v < 2; v++) sums[i][v] += acc[i][v] * load_scales(l, at + v * LANES);
+  }
+}
+
+// The same in the float family, of 8-bit floats.
+template <int ROWS>
+inline void multiply_float8(const Linear& l, const uint8_t* weights, int64_t scale_at,
+                            const Input& input, int row, vec (&sums)[ROWS][2]) {
+  const float* x = input.values + int64_t(row) * l.num_inputs;
+  for (int i = 0; i < ROWS; i++) sums[i][0] = sums[i][1] = vec{};
+  for (int g = 0; g < num_groups(l); g++) {
+    vec acc[ROWS][2] = {};
+    const int end = std::min(l.num_inputs, (g + 1) * l.group);
+    for (int k = g * l.group; k < end; k++, weights += PANEL) {
+      const vec w0 = load_float8(weights), w1 = load_float8(weights + LANES);
+      for (int i = 0; i < ROWS; i++) {
+        const float xs = x[int64_t(i) * l.num_inputs + k];
+        acc[i][0] += xs * w0;
+        acc[i][1] += xs * w1;
       }
+    }
+    const int64_t at = scale_at + (l.scale_by_group ? g * PANEL : 0);
+    for (int v = 0; v < 2; v++) {
+      const vec scale = load_scales(l, at + v * LANES) * FLOAT8_UNIT;
+      for (int i = 0; i < ROWS; i++) sums[i][v] += acc[i][v] * scale;
+    }
   }
 }
 
@@ -416,7 +493,7 @@ constexpr int FETCHING_TILES = 8;
 inline void multiply_panel(const Linear& l, const Input& input, int panel, int first, int end,
                            const Output& out) {
   const uint8_t* weights = l.weights + panel * panel_bytes(l);
-  const uint16_t* scales = l.scales + int64_t(panel) * num_scale_groups(l) * PANEL;
+  const int64_t scale_at = first_scale(l, panel);
   bool nibbles = l.format == INT4;
   if (nibbles && l.rounds_activations && end - first >= SPREAD_ROWS) {
     weights = spread_nibbles(l, weights);
@@ -434,19 +511,20 @@ inline void multiply_panel(const Linear& l, const Input& input, int panel, int f
       // A single row is a stream, which the hardware fetches ahead by itself; and beyond some
       // rows the memory is idle most of the time.
       if (l.rounds_activations && ROWS > 1 && tiles <= FETCHING_TILES)
-        multiply_rounded<ROWS, nibbles(), by_group(), (ROWS > 1)>(l, weights, scales, input, row, ahead,
-                                                            sums);
+        multiply_rounded<ROWS, nibbles(), by_group(), (ROWS > 1)>(l, weights, scale_at, input, row,
+                                                                  ahead, sums);
       else if (l.rounds_activations)
-        multiply_rounded<ROWS, nibbles(), by_group(), false>(l, weights, scales, input, row, ahead,
-                                                             sums);
+        multiply_rounded<ROWS, nibbles(), by_group(), false>(l, weights, scale_at, input, row,
+                                                             ahead, sums);
       else
-        multiply_decoded<ROWS, nibbles(), by_group()>(l, weights, scales, input, row, sums);
+        multiply_decoded<ROWS, nibbles(), by_group()>(l, weights, scale_at, input, row, sums);
     };
     const std::true_type yes;
     const std::false_type no;
     if (l.format == FLOAT32) multiply_floats<ROWS, FLOAT32>(l, weights, input, row, sums);
     else if (l.format == BFLOAT16) multiply_floats<ROWS, BFLOAT16>(l, weights, input, row, sums);
     else if (l.format == FLOAT16) multiply_floats<ROWS, FLOAT16>(l, weights, input, row, sums);
+    else if (l.format == FLOAT8) multiply_float8<ROWS>(l, weights, scale_at, input, row, sums);
     else if (nibbles) l.scale_by_group ? integers(yes, yes) : integers(yes, no);
     else l.scale_by_group ? integers(no, yes) : integers(no, no);
     write_tile(l, panel, row, out, sums);

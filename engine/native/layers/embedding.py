@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from engine.native.linear.kernel import LinearKernel, check_rows
-from engine.native.parameter import ModelParameter
+from engine.native.parameter import LoadedWeight, ModelParameter
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -20,7 +20,7 @@ class VocabParallelEmbedding(nn.Module):
         self.kernel = kernel
         self.weight = kernel.create_weight(vocab_size, hidden_size, self.weight_loader)
 
-    def weight_loader(self, parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+    def weight_loader(self, parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
         assert not part
         check_rows(self.shape, loaded, self.shape[0])
         self.kernel.load_rows(parameter, loaded, 0)

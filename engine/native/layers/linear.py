@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, dtype, nn
 
 from engine.native.linear.kernel import LinearKernel, check_rows
-from engine.native.parameter import ModelParameter, copy_checked, load_whole
+from engine.native.parameter import LoadedWeight, ModelParameter, copy_checked, load_whole
 
 
 class _StackedColumnParallelLinear(nn.Module):
@@ -38,12 +38,12 @@ class _StackedColumnParallelLinear(nn.Module):
         self.weight = kernel.create_weight(output_size, input_size, self.weight_loader, names)
         self.bias = ModelParameter((output_size,), dtype, self.bias_loader, names) if bias else None
 
-    def weight_loader(self, parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+    def weight_loader(self, parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
         first, size = self._place(part)
         check_rows((size, self.input_size), loaded, size)
         self.kernel.load_rows(parameter, loaded, first)
 
-    def bias_loader(self, parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+    def bias_loader(self, parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
         copy_checked(parameter.data.narrow(0, *self._place(part)), loaded)
 
     def _place(self, part: str) -> tuple[int, int]:
@@ -109,7 +109,7 @@ class RowParallelLinear(nn.Module):
         self.weight = kernel.create_weight(output_size, input_size, self.weight_loader)
         self.bias = ModelParameter((output_size,), dtype, load_whole) if bias else None
 
-    def weight_loader(self, parameter: ModelParameter, loaded: Tensor, part: str) -> None:
+    def weight_loader(self, parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
         assert not part
         check_rows(self.shape, loaded, self.shape[0])
         self.kernel.load_rows(parameter, loaded, 0)

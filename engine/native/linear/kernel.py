@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.native.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import LoadedWeight, ModelParameter, WeightLoader
 
 
 class LinearKernel(Protocol):
@@ -27,7 +27,7 @@ class LinearKernel(Protocol):
         """A weight that ``load_rows`` fills."""
         ...
 
-    def load_rows(self, weight: ModelParameter, rows: Tensor, first_output: int) -> None:
+    def load_rows(self, weight: ModelParameter, rows: LoadedWeight, first_output: int) -> None:
         """Takes in ``rows`` [n, num_inputs] of a checkpoint as outputs from ``first_output`` on.
 
         Raises:
@@ -44,7 +44,7 @@ class LinearKernel(Protocol):
         ...
 
 
-def check_rows(weight_shape: tuple[int, int], rows: Tensor, num_wanted: int) -> None:
+def check_rows(weight_shape: tuple[int, int], rows: LoadedWeight, num_wanted: int) -> None:
     """
     Raises:
         ValueError: a checkpoint's tensor is not ``num_wanted`` rows of the weight's width.

@@ -14,7 +14,8 @@ static void expect(bool holds, const char* what, int format, int inputs) {
 }
 
 static void check(Format format, int group, bool by_group, bool rounds, int outputs, int inputs) {
-  Linear l{nullptr, nullptr, nullptr, outputs, inputs, format, group, by_group, rounds};
+  Linear l{nullptr, nullptr, nullptr, outputs, inputs, format, group, by_group, rounds,
+           BFLOAT16, nullptr};
   std::vector<uint8_t> weights(packed_weight_bytes(&l));
   std::vector<uint16_t> scales(packed_num_scales(&l) + 1);
   l.weights = weights.data();
