@@ -354,11 +354,14 @@ __attribute__((noinline)) void multiply_rounded(const Linear& l, const uint8_t* 
         acc[i][1] = dot(acc[i][1], w1, xs);
       }
     }
+    vec own[2];  // scales of the weights
+    if constexpr (SCALE_BY_GROUP)
+      for (int v = 0; v < 2; v++) own[v] = load_scales(l, at + v * LANES);
     for (int i = 0; i < ROWS; i++) {
       const float scale = input.scales[int64_t(row + i) * groups + g];
       for (int v = 0; v < 2; v++) {
         vec value = __builtin_convertvector(acc[i][v], vec);
-        if constexpr (SCALE_BY_GROUP) value *= load_scales(l, at + v * LANES);
+        if constexpr (SCALE_BY_GROUP) value *= own[v];
         sums[i][v] += value * scale;
       }
     }
@@ -412,8 +415,9 @@ inline void multiply_decoded(const Linear& l, const uint8_t* weights, int64_t sc
         }
       }
     }
+    const vec scales[2] = {load_scales(l, at), load_scales(l, at + LANES)};
     for (int i = 0; i < ROWS; i++)
-      for (int v = 0; v < 2; v++) sums[i][v] += acc[i][v] * load_scales(l, at + v * LANES);
+      for (int v = 0; v < 2; v++) sums[i][v] += acc[i][v] * scales[v];
   }
 }
 
