@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
 from planner.ledger import DTYPE_BYTES
+from planner.quality import why_below_floor, why_form_below_floor
 from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
@@ -25,6 +27,7 @@ from profiles.numerics import (
     formats_of,
     why_not_checkpoint,
 )
+from profiles.quality import Quality, QualityTable
 
 ENGINES = ("vllm", "native")
 OBJECTIVES = ("goodput", "throughput", "latency", "devices")
@@ -66,9 +69,20 @@ class Question:
     objective: str | None = None
     quality_bits: int | None = None
     """Fewest bits that weights may be quantized to; None is 8, or fewer if nothing else fits."""
+    quality: QualityTable = field(default_factory=dict)
+    """What was measured of this model in the native engine, which counts for more than bits."""
     pins: Pins = field(default_factory=Pins)
     available_bytes: int | None = None
     """Memory that is free on the host at hand; None is all of the device's."""
+
+    @property
+    def floor_bits(self) -> int:
+        """The quality floor, before it is lowered because nothing fits."""
+        return self.quality_bits or DEFAULT_QUALITY_BITS
+
+    def measured(self, engine: str, scheme: str, kv_dtype: str) -> Quality | None:
+        """What is known of the quality of a form in an engine."""
+        return self.quality.get((scheme, kv_dtype)) if engine == "native" else None
 
 
 class PinError(ValueError):
@@ -159,6 +173,10 @@ def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int
         kv_dtypes = list(_kv_dtypes(question, group.profile, engine, found))
         for layout in _layouts(question, group, found):
             for (scheme, verdict), (kv_dtype, kv_verdict) in product(schemes, kv_dtypes):
+                reason = why_not_kv_dtype(question, engine, scheme.name, kv_dtype, least_bits)
+                if reason is not None:
+                    found.ruled_out[f"{scheme.name} weights with {kv_dtype} KV cache"] = reason
+                    continue
                 found.candidates.append(
                     Candidate(
                         profile=group.profile,
@@ -235,6 +253,7 @@ def _schemes(
     formats = formats_of(engine)
     fixed = _fixed_scheme(stored, pinned, engine)
     considered = formats.within_reach if fixed is None else {fixed}
+    measured = partial(_measured_weights, question, engine)
     for name, scheme in SCHEMES.items():
         if name not in considered:
             continue
@@ -248,14 +267,27 @@ def _schemes(
                     f"a checkpoint of another kind{_instead(verdict.nearest)}",
                 )
             found.ruled_out[f"quantization {name}"] = verdict.reason
-        elif fixed is None and scheme.quality_bits < least_bits:
-            found.ruled_out[f"quantization {name}"] = (
-                f"{scheme.quality_bits} bits, below the quality floor of {least_bits}"
-            )
+        elif fixed is None and (reason := why_below_floor(scheme, measured(name), least_bits)):
+            found.ruled_out[f"quantization {name}"] = reason
         elif fixed is None and name not in formats.online and least_bits >= DEFAULT_QUALITY_BITS:
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
         else:
             yield scheme, verdict
+
+
+def _measured_weights(question: Question, engine: str, scheme: str) -> Quality | None:
+    """What is known of a scheme beside a KV cache that costs nothing."""
+    return question.measured(engine, scheme, plain_kv_dtype(question.spec, engine))
+
+
+def why_not_kv_dtype(
+    question: Question, engine: str, scheme: str, kv_dtype: str, least_bits: int
+) -> str | None:
+    """Why a compact cache beside these weights was measured to lose too much; None if it was not,
+    or if the user wants it."""
+    if question.pins.kv_cache_dtype is not None or not KV_TYPES[kv_dtype].is_compact:
+        return None
+    return why_form_below_floor(question.measured(engine, scheme, kv_dtype), least_bits)
 
 
 def _fixed_scheme(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine.config import EngineConfig, SimulatedConfig
@@ -35,6 +36,7 @@ from profiles.catalog import load_catalog
 from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
 from profiles.numerics import formats_of
+from profiles.quality import QualityTable
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -121,8 +123,9 @@ def decide_native(
     spec: ModelSpec,
     machine: Machine,
     plan: Plan | None = None,
+    quality: QualityTable = MappingProxyType({}),
 ) -> Decision:
-    """How the native engine runs on this machine.
+    """How the native engine runs on this machine; ``quality`` is what was measured of the model.
 
     Raises:
         ValueError: it cannot, as the user or the plan file wants it; one line.
@@ -141,6 +144,7 @@ def decide_native(
         spec=spec,
         hardware=(machine.native,),
         slo=Slo.parse(options.slo) if options.slo else Slo(),
+        quality=quality,
         pins=user,
         available_bytes=machine.available_bytes,
     )
