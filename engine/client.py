@@ -23,13 +23,13 @@ from engine.environment import engine_environment
 from engine.messages import (
     AbortRequest,
     AddRequest,
+    EngineFailed,
     EngineLog,
     EngineReady,
     FromEngine,
     Progress,
     RequestRefused,
     Shutdown,
-    StartFailed,
     ToEngine,
     decode_from_engine,
     encode,
@@ -227,7 +227,7 @@ class EngineClient:
                 self._socket = None
 
     async def _watch(self, process: asyncio.subprocess.Process, reader: asyncio.Task[str]) -> str:
-        """Waits until the process ends, says that it cannot start, or falls silent."""
+        """Waits until the process ends, says that it cannot start or go on, or falls silent."""
         exited = asyncio.create_task(process.wait())
         try:
             while True:
@@ -247,11 +247,11 @@ class EngineClient:
             exited.cancel()
 
     async def _read(self, socket: zmq.asyncio.Socket) -> str:
-        """Takes messages in; returns only if the engine says that it cannot start."""
+        """Takes messages in; returns only if the engine says that it cannot start or go on."""
         while True:
             message = decode_from_engine(await socket.recv())
             self._heard_at = time.monotonic()
-            if isinstance(message, StartFailed):
+            if isinstance(message, EngineFailed):
                 return message.message
             self._take_in(message)
 

@@ -25,14 +25,18 @@ class EngineConfig:
     ``int4_g128`` (``profiles/numerics.yaml``); that of a checkpoint that is quantized already."""
     kv_cache_dtype: str = "auto"
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
+    tensor_parallel_size: int = 1
+    """Ranks that each hold a part of every layer; all but the first are processes of their own."""
     num_threads: int = 0
-    """Compute threads; 0 takes one for each core this process may use."""
+    """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()
     """The hardware thread that each compute thread is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    step_time: StepTimeModel | None = None
+    """What its steps are predicted to take, for decisions while it runs (speculation)."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
 

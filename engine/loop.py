@@ -20,10 +20,23 @@ from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
 
 
+class ExecutorError(Exception):
+    """The executor has lost a part of itself and can carry out no more steps; one line."""
+
+
 class Executor(Protocol):
     """Carries out a step on one device or many."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def execute(self, plan: StepPlan) -> StepResult:
+        """
+        Raises:
+            ExecutorError: it cannot go on.
+        """
+        ...
+
+    def check(self) -> None:
+        """To be called now and then while there are no steps; raises what ``execute`` would."""
+        ...
 
 
 class EngineLoop:
@@ -87,7 +100,9 @@ class EngineLoop:
 
         Raises:
             AssertionError: the scheduler's books are wrong, a block is lost, say.
+            ExecutorError: the executor has broken meanwhile.
         """
+        self._executor.check()
         if self._num_steps != self._checked_at_step:
             self._checked_at_step = self._num_steps
             self._scheduler.check_integrity()

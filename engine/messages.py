@@ -53,8 +53,8 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     """What people may want to know of it: the attention backend, or what is simulated."""
 
 
-class StartFailed(msgspec.Struct, frozen=True, tag=True):
-    """The engine cannot start; its process ends after this."""
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start, or cannot go on; its process ends after this."""
 
     message: str
 
@@ -81,7 +81,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 ToEngine = AddRequest | AbortRequest | Shutdown
 AnyLaunch = Launch | SimulatedLaunch
-FromEngine = EngineReady | StartFailed | RequestRefused | EngineLog | Progress
+FromEngine = EngineReady | EngineFailed | RequestRefused | EngineLog | Progress
 
 
 def _path(kind: type[Any], value: Any) -> Path:

@@ -50,6 +50,19 @@ def place_threads(
     return Placement(num_threads, compute, tuple(cpu for cpu in usable if cpu not in near))
 
 
+def share_of_rank(
+    num_threads: int, cpus: Sequence[int], rank: int, size: int
+) -> tuple[int, tuple[int, ...]]:
+    """Of an engine's threads, and the hardware threads they are bound to, what one rank gets.
+
+    Ranks get neighbours, which share caches and memory nodes. Where there are more ranks than
+    threads, some share a core.
+    """
+    first = num_threads * rank // size
+    last = max(first + 1, num_threads * (rank + 1) // size)
+    return last - first, tuple(cpus[first:last])
+
+
 def _physical_cores(usable: Sequence[int], topology: Topology) -> list[tuple[int, ...]]:
     """The usable hardware threads of each core, in the order of memory nodes."""
     node_of = {cpu: node.index for node in topology.numa_nodes for cpu in node.cpus}

@@ -14,27 +14,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import zmq
 
+from engine.config import EngineConfig
 from engine.environment import bind_compute_threads
-from engine.loop import EngineLoop
+from engine.loop import EngineLoop, ExecutorError
 from engine.messages import (
     AnyLaunch,
+    EngineFailed,
     EngineLog,
     EngineReady,
     FromEngine,
     Launch,
     Shutdown,
     SimulatedLaunch,
-    StartFailed,
     ToEngine,
     decode_launch,
     decode_to_engine,
     encode,
 )
+from engine.native.parallel.rank_config import config_of_rank
 from scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from engine.native.parallel.executor import TensorParallelExecutor
+    from engine.native.runner import ModelRunner
 
 logger = logging.getLogger("engine.process")
 
@@ -82,22 +88,32 @@ def main() -> int:
         loop = _start(launch, send)
     except Exception as error:
         logger.debug("the engine cannot start", exc_info=True)
-        send(StartFailed(message=_one_line(error)))
+        send(EngineFailed(message=_one_line(error)))
         socket.close()
         return 1
+    try:
+        _run(loop, socket, parent)
+    except ExecutorError as error:
+        send(EngineFailed(message=str(error)))
+        return 1
+    finally:
+        socket.close()
+    return 0
+
+
+def _run(loop: Loop, socket: zmq.Socket[bytes], parent: int) -> None:
+    """Steps and messages in turns, until told to stop or until the parent process is gone."""
     while os.getppid() == parent:
         wait_s = loop.wait_s
         longest_s = _IDLE_REPORT_S if wait_s is None else min(wait_s, _IDLE_REPORT_S)
         messages = list(_receive(socket, longest_s))
         if any(isinstance(message, Shutdown) for message in messages):
-            break
+            return
         loop.handle(messages)
         if loop.wait_s is not None:
             loop.step()
         elif not messages:
             loop.idle()
-    socket.close()
-    return 0
 
 
 class _ForwardToServer(logging.Handler):
@@ -127,14 +143,24 @@ def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
 
 def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
     """Loads the model and tries one step."""
-    bind_compute_threads(launch.config.cpus)
-    from engine.native.runner import ModelRunner  # takes torch in: seconds, so not before now
+    executor = _executor(launch.config)
+    executor.warm_up()
+    scheduler = Scheduler(launch.config.scheduler, launch.config.step_time)
+    loop = EngineLoop(scheduler, executor, executor.spec.vocab_size, send)
+    return loop, executor.detail
 
-    runner = ModelRunner(launch.config)
-    runner.warm_up()
-    scheduler = Scheduler(launch.config.scheduler)
-    loop = EngineLoop(scheduler, runner, runner.spec.vocab_size, send)
-    return loop, runner.detail
+
+def _executor(config: EngineConfig) -> ModelRunner | TensorParallelExecutor:
+    """Imports torch, which takes seconds and starts threads that must be bound before."""
+    if config.tensor_parallel_size > 1:
+        bind_compute_threads(config_of_rank(config, 0).cpus)
+        from engine.native.parallel.executor import TensorParallelExecutor
+
+        return TensorParallelExecutor(config)
+    bind_compute_threads(config.cpus)
+    from engine.native.runner import ModelRunner
+
+    return ModelRunner(config)
 
 
 def _start_simulated(

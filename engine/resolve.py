@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config import EngineConfig, SimulatedConfig, SimulatedPool
-from planner.candidates import LEAST_QUALITY_BITS, Pins, Question
+from planner.candidates import LEAST_QUALITY_BITS, Pins, Question, with_cpu_ranks
 from planner.plan import Plan, Pool, Settings
 from planner.sizing import Sized, size_all
 from profiles.accelerator import Hardware
@@ -18,6 +18,9 @@ _PINNED_SETTINGS = {field.name for field in dataclasses.fields(Settings)} & {
     field.name for field in dataclasses.fields(Pins)
 } - {"gpu_memory_utilization"}
 """What of a plan decides its memory; the share of memory that was taken only follows from it."""
+
+DEFAULT_SPECULATIVE_TOKENS = 7
+"""Eight rows with the token that is due: little dearer than one where weights come from memory."""
 
 
 class PlanRefusedError(ValueError):
@@ -29,11 +32,13 @@ class NativeOptions:
     """The user's choices for the native engine that are no part of a plan."""
 
     num_threads: int = 0
-    """Compute threads; 0 takes one for each core this process may use."""
+    """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()
     """The hardware thread that each is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     linear_kernel: str = "auto"
+    num_speculative_tokens: int = DEFAULT_SPECULATIVE_TOKENS
+    """Tokens drafted for one sequence in one step at most; 0 drafts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def size_pinned(question: Question) -> Sized:
         PinError: a setting is impossible on this hardware or for this model.
         PlanRefusedError: it does not fit into memory.
     """
+    question = with_cpu_ranks(question)
     sizing = size_all(question, question.hardware[0], LEAST_QUALITY_BITS)
     if not sizing.fitting:
         raise PlanRefusedError(sizing.nearest_miss or "no configuration fits")
@@ -90,11 +96,15 @@ def native_config(
         dtype=sized.candidate.dtype,
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,
+        tensor_parallel_size=sized.candidate.tensor_parallel_size,
         num_threads=options.num_threads,
         cpus=options.cpus,
         attention_backend=options.attention_backend,
         linear_kernel=options.linear_kernel,
-        scheduler=_scheduler(sized, pins),
+        step_time=sized.model,
+        scheduler=replace(
+            _scheduler(sized, pins), num_speculative_tokens=options.num_speculative_tokens
+        ),
     )
 
 

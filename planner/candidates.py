@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 
 from planner.ledger import DTYPE_BYTES
 from planner.quality import why_below_floor, why_form_below_floor
 from planner.slo import Slo
+from planner.split import why_not_in_groups, why_not_tensor_parallel
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
-from profiles.hardware import link_between
-from profiles.model_spec import AttentionKind, CheckpointQuantization, ModelSpec
+from profiles.hardware import divide_cpu, link_between
+from profiles.model_spec import CheckpointQuantization, ModelSpec
 from profiles.numerics import (
     KV_TYPES,
     SCHEMES,
@@ -83,6 +84,37 @@ class Question:
     def measured(self, engine: str, scheme: str, kv_dtype: str) -> Quality | None:
         """What is known of the quality of a form in an engine."""
         return self.quality.get((scheme, kv_dtype)) if engine == "native" else None
+
+
+def with_cpu_ranks(question: Question) -> Question:
+    """The question with a processor as so many devices as the user wants ranks on it.
+
+    Left to the planner it stays one: ranks share its memory, so that splitting a model adds
+    messages and saves nothing, unless there are several memory nodes.
+
+    Raises:
+        PinError: there are more ranks than cores.
+    """
+    size = question.pins.tensor_parallel_size or 1
+    if size == 1 or not any(_is_whole_cpu(group) for group in question.hardware):
+        return question
+    try:
+        hardware = tuple(
+            divide_cpu(group, size) if _is_whole_cpu(group) else group
+            for group in question.hardware
+        )
+    except ValueError as error:
+        raise PinError(f"tensor_parallel_size {size}: {error}") from None
+    available = question.available_bytes
+    return replace(
+        question,
+        hardware=hardware,
+        available_bytes=None if available is None else available // size,
+    )
+
+
+def _is_whole_cpu(group: DeviceGroup) -> bool:
+    return group.profile.is_cpu and group.count == 1
 
 
 class PinError(ValueError):
@@ -172,7 +204,8 @@ def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int
         schemes = list(_schemes(question, group.profile, engine, least_bits, found))
         kv_dtypes = list(_kv_dtypes(question, group.profile, engine, found))
         for layout in _layouts(question, group, found):
-            for (scheme, verdict), (kv_dtype, kv_verdict) in product(schemes, kv_dtypes):
+            whole = [item for item in schemes if _keeps_groups(question, item[0], layout, found)]
+            for (scheme, verdict), (kv_dtype, kv_verdict) in product(whole, kv_dtypes):
                 reason = why_not_kv_dtype(question, engine, scheme.name, kv_dtype, least_bits)
                 if reason is not None:
                     found.ruled_out[f"{scheme.name} weights with {kv_dtype} KV cache"] = reason
@@ -388,8 +421,6 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
 
 def _why_not_linked(group: DeviceGroup, count: int) -> str | None:
     """Why so many devices of a group cannot work on one model; None when they can."""
-    if group.profile.is_cpu:
-        return "one host is one device"
     try:
         link_between(group, count)
     except ValueError as error:
@@ -411,22 +442,24 @@ def _sizes(pinned: int | None, most: int) -> list[int]:
     return [size for size in range(1, most + 1) if size & (size - 1) == 0 or size in (3, 6)]
 
 
-def why_not_tensor_parallel(spec: ModelSpec, size: int) -> str | None:
-    """Why the model cannot be split over ``size`` devices; None when it can."""
-    if size == 1:
-        return None
-    for attention in {layer.attention for layer in spec.layers}:
-        heads, kv_heads = attention.num_heads, attention.num_kv_heads
-        if heads % size:
-            return f"{heads} attention heads do not divide by {size}"
-        latent = attention.kind in (AttentionKind.LATENT, AttentionKind.RECURRENT)
-        if not latent and kv_heads % size and size % kv_heads:
-            return f"{kv_heads} KV heads neither divide by {size} nor into it"
-    for mlp in {layer.mlp for layer in spec.layers}:
-        for width in (mlp.intermediate_size, mlp.expert_intermediate_size):
-            if width % size:
-                return f"an intermediate size of {width} does not divide by {size}"
-    return None
+def _keeps_groups(
+    question: Question, scheme: WeightScheme, layout: _Layout, found: Enumeration
+) -> bool:
+    """Whether the layout's ranks can hold their parts of weights in the scheme.
+
+    Raises:
+        PinError: they cannot, and the user has decided on both.
+    """
+    size = layout.tensor_parallel_size
+    stored = question.spec.quantization
+    group_size = scheme.group_size if stored is None else stored.group_size or 0
+    reason = why_not_in_groups(question.spec, group_size, size)
+    if reason is None:
+        return True
+    if question.pins.tensor_parallel_size and (stored or question.pins.quantization):
+        raise PinError(f"quantization {scheme.name}: {reason}")
+    found.ruled_out[f"{scheme.name} TP {size}"] = reason
+    return False
 
 
 def _instead(nearest: str | None) -> str:

@@ -16,6 +16,7 @@ from planner.candidates import (
     UnsupportedError,
     compact_kv_dtypes,
     why_not_kv_dtype,
+    with_cpu_ranks,
 )
 from planner.estimate import estimate
 from planner.fixes import suggest_fixes
@@ -46,6 +47,7 @@ def make_plan(question: Question) -> Plan:
         PinError: a decision of the user's is impossible whatever the rest.
     """
     _check(question)
+    question = with_cpu_ranks(question)
     groups = question.hardware
     shares = _shares(question) if len(groups) > 1 else (1.0,)
     outcomes = [

@@ -201,7 +201,8 @@ def _unasked_kv_bytes(demand: MemoryDemand, left: int, is_cpu: bool) -> int:
     """An accelerator is ours alone; on a host no more is taken than can be used."""
     if not is_cpu:
         return left
-    shared = min(_SHARED_HOST_KV_BYTES, int(left * _SHARED_HOST_SHARE))
+    most = _SHARED_HOST_KV_BYTES // demand.tensor_parallel_size
+    shared = min(most, int(left * _SHARED_HOST_SHARE))
     return min(demand.useful_blocks * demand.kv_block_bytes, shared)
 
 

@@ -146,7 +146,11 @@ class AcceleratorProfile:
 
 @dataclass(frozen=True, slots=True)
 class DeviceGroup:
-    """Devices of one kind in one machine."""
+    """Devices of one kind in one machine.
+
+    A processor is one device, or as many as there are ranks that share its cores; ``num_cores`` of
+    its profile counts all of them either way.
+    """
 
     profile: AcceleratorProfile
     count: int

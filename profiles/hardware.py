@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware, Link, LinkKind
+from profiles.accelerator import (
+    AcceleratorProfile,
+    DeviceGroup,
+    Figure,
+    Hardware,
+    Link,
+    LinkKind,
+)
 from profiles.catalog import (
     Catalog,
     ProfileFormatError,
@@ -23,6 +31,7 @@ __all__ = [
     "UnknownDeviceError",
     "cpu_profile",
     "describe_hardware",
+    "divide_cpu",
     "link_between",
     "parse_hardware",
     "profile_from_mapping",
@@ -126,6 +135,36 @@ def cpu_profile(
         clock_hz=clock_hz,
         memory_bytes=memory_bytes,
         features=available,
+    )
+
+
+def divide_cpu(group: DeviceGroup, num_ranks: int) -> DeviceGroup:
+    """A processor as so many devices, each with an equal share of cores, memory and bandwidth.
+
+    That is how the ranks of a tensor-parallel engine use it. What calibration learned of single
+    models is left out: it was measured with all cores in one rank.
+
+    Raises:
+        ValueError: it has fewer cores.
+    """
+    profile = group.profile
+    if num_ranks > profile.num_cores:
+        raise ValueError(f"{num_ranks} ranks need a core each, but there are {profile.num_cores}")
+
+    def share(figure: Figure) -> Figure:
+        return replace(figure, value=figure.value / num_ranks)
+
+    return DeviceGroup(
+        replace(
+            profile,
+            memory_bytes=share(profile.memory_bytes),
+            bandwidth_bytes_per_s=share(profile.bandwidth_bytes_per_s),
+            dense_flops={dtype: share(rate) for dtype, rate in profile.dense_flops.items()},
+            achievable_flops={dtype: share(r) for dtype, r in profile.achievable_flops.items()},
+            linear_rates=tuple(replace(r, flops=share(r.flops)) for r in profile.linear_rates),
+            fits=(),
+        ),
+        num_ranks,
     )
 
 

@@ -44,6 +44,9 @@ class WeightScheme:
     compute: str
     """``16bit`` (the type of the activations), or a key of ``dense_flops``: fp8, int8, fp4."""
     source: str
+    group_size: int = 0
+    """Neighbouring inputs whose weights share a scale, which ranks that split the inputs must keep
+    together; 0 where any split will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,7 @@ class _Scheme(_Item, forbid_unknown_fields=True, frozen=True):
     bits_per_weight: float
     quality_bits: int
     source: str
+    group_size: int = 0
 
 
 class _KvType(_Item, forbid_unknown_fields=True, frozen=True):
@@ -287,6 +291,7 @@ SCHEMES: Mapping[str, WeightScheme] = {
         quality_bits=scheme.quality_bits,
         compute=scheme.compute,
         source=scheme.source,
+        group_size=scheme.group_size,
     )
     for name, scheme in _matrix().schemes.items()
 }

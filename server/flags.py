@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from profiles.accelerator import Vendor
+from scheduler.config import MOST_SPECULATIVE_TOKENS
 from server.choices import EngineChoice, Objective
 from server.logs import LogFormat, LogLevel
 
@@ -74,7 +75,8 @@ KvCacheDtype = Annotated[
     typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8; in vLLM auto, fp8."),
 ]
 TensorParallelSize = Annotated[
-    int | None, typer.Option(help="Devices that each layer is split over.", min=1)
+    int | None,
+    typer.Option(help="Devices (on a CPU: processes) that each layer is split over.", min=1),
 ]
 PipelineParallelSize = Annotated[
     int | None, typer.Option(help="Devices that the layers are divided among.", min=1)
@@ -106,6 +108,14 @@ AttentionBackend = Annotated[
 LinearKernel = Annotated[
     str | None,
     typer.Option(help="Kernel of the matrix products; auto takes the fastest."),
+]
+SpeculativeTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens drafted for one sequence in one step at most, where drafts pay; 0 is none.",
+        min=0,
+        max=MOST_SPECULATIVE_TOKENS,
+    ),
 ]
 
 # How the server behaves.

@@ -16,6 +16,7 @@ from engine.config import EngineConfig, SimulatedConfig
 from engine.native.support import check_supported
 from engine.placement import Placement
 from engine.resolve import (
+    DEFAULT_SPECULATIVE_TOKENS,
     NativeOptions,
     PlanRefusedError,
     Voice,
@@ -25,7 +26,7 @@ from engine.resolve import (
     simulated_config,
     size_pinned,
 )
-from planner.candidates import Pins, Question
+from planner.candidates import Pins, Question, with_cpu_ranks
 from planner.choose import make_plan
 from planner.plan import Plan, Settings
 from planner.sizing import Sized
@@ -100,6 +101,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
             ("--threads", options.threads),
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
+            ("--speculative-tokens", options.speculative_tokens),
         ):
             if value is not None:
                 return f"{flag} is the native engine's; the simulated engine computes nothing"
@@ -157,11 +159,13 @@ def decide_native(
         pins = question.pins
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
+    speculative = options.speculative_tokens
     native = NativeOptions(
         num_threads=options.threads or machine.placement.num_threads,
         cpus=() if options.threads else machine.placement.compute_cpus,
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
+        num_speculative_tokens=(DEFAULT_SPECULATIVE_TOKENS if speculative is None else speculative),
     )
     config = native_config(model_dir, sized, pins, native)
     return Decision(shown, config, settings, warnings)
@@ -271,18 +275,18 @@ def _carry_out(
     if len(plan.pools) > 1:
         raise PlanRefusedError(f"the plan is for {plan.hardware}; one engine cannot serve it all")
     asked = _asked_by(plan, question)
-    asked = replace(asked, pins=pins_of(_settings(plan), user))
+    asked = with_cpu_ranks(replace(asked, pins=pins_of(_settings(plan), user)))
     size_pinned(asked)
     warnings = list(_other_model(question.model, plan))
     here = describe_hardware(question.hardware)
     if plan.hardware != here:
         warnings.append(f"the plan was made for {plan.hardware}; this is {here}")
-    elif plan.ledger is not None and question.available_bytes is not None:
+    elif plan.ledger is not None and asked.available_bytes is not None:
         least = plan.ledger.usable_bytes * (1 - _MEMORY_MARGIN)
-        if question.available_bytes < least:
+        if asked.available_bytes < least:
             warnings.append(
                 f"the plan counts on {plan.ledger.usable_bytes / 2**30:.1f} GiB of memory; "
-                f"{question.available_bytes / 2**30:.1f} GiB are available"
+                f"{asked.available_bytes / 2**30:.1f} GiB are available"
             )
     fresh = make_plan(asked)
     if fresh.refusal is not None:  # it fits, but does not keep what it promised elsewhere
@@ -341,6 +345,7 @@ def _as_sized(sized: Sized) -> dict[str, Any]:
         "dtype": candidate.dtype,
         "quantization": candidate.scheme.name,
         "kv_cache_dtype": candidate.kv_dtype,
+        "tensor_parallel_size": candidate.tensor_parallel_size,
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_model_len": limits.max_model_len,

@@ -19,7 +19,7 @@ FAMILIES = tuple(_FAMILIES)
 _TINY: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 64,
-    "intermediate_size": 112,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -225,7 +225,7 @@ def fill_cache(caches: Iterable[LayerCache]) -> None:
     """Writes every page: unwritten ones are all the same page of zeros, and cached."""
     for cache in caches:
         for tensor in cache:
-            if tensor is not None:
+            if isinstance(tensor, Tensor):
                 tensor.fill_(1)
 
 

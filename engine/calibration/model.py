@@ -100,7 +100,7 @@ class _NoAttention:
     def allocate_cache(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
     ) -> list[LayerCache]:
-        return [LayerCache(torch.empty(0), torch.empty(0))] * num_layers
+        return [LayerCache(torch.empty(0), torch.empty(0), block_size)] * num_layers
 
     def prepare(self, batch: AttentionBatch) -> None:
         pass
@@ -127,7 +127,7 @@ def tokens_in_a_row(num_tokens: int, max_model_len: int, vocab_size: int) -> Ste
         ),
         max_context_len=min(num_tokens, max_model_len),
         sampled_tokens=torch.empty(0, dtype=torch.int64),
-        sampled_ids=(),
+        sampling=(),
     )
 
 

@@ -30,6 +30,7 @@ _WORD_BYTES = 2
 class CompiledForward:
     """The same computation as ``DecoderForCausalLM``'s, whose products must all be compiled ones.
 
+    For models that it ``suits``, which real ones do.
     Memory for a step's intermediate results is kept from step to step.
     """
 
@@ -69,6 +70,11 @@ class CompiledForward:
         self._capacity = 0
         self._logits = torch.empty(0, spec.vocab_size)
 
+    @staticmethod
+    def suits(spec: ModelSpec) -> bool:
+        """Whether gate and up projection lie side by side, see ``linear.h``: whole panels each."""
+        return spec.intermediate_size % (2 * load_library().vector_lanes) == 0
+
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
         num_tokens = len(inputs.token_ids)
         self._reserve(max(num_tokens, len(rows)))
@@ -94,18 +100,18 @@ class CompiledForward:
         spec = self._spec
         heads = spec.num_attention_heads * spec.head_dim
         kv_heads = spec.num_kv_heads * spec.head_dim
-        inputs = max(spec.hidden_size, spec.intermediate_size, heads)
-        outputs = max(heads + 2 * kv_heads, 2 * spec.intermediate_size)
+        normed = max(spec.hidden_size, heads)
+        projected = max(heads + 2 * kv_heads, spec.intermediate_size)
         linears = [self._decoder.head]
         for layer in self._layers:  # a quantized checkpoint's need not be alike
             linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
-        padded = -(-inputs // 4) * 4
+        widest = -(-max(normed, spec.intermediate_size) // 4) * 4
         self._buffers = {
             "hidden": lazy_zeros((num_tokens, spec.hidden_size), torch.float32),
-            "normed": lazy_zeros((num_tokens, inputs), torch.float32),
-            "projected": lazy_zeros((num_tokens, outputs), torch.float32),
-            "words": lazy_zeros((num_tokens * padded * _WORD_BYTES,), torch.uint8),
+            "normed": lazy_zeros((num_tokens, normed), torch.float32),
+            "projected": lazy_zeros((num_tokens, projected), torch.float32),
+            "words": lazy_zeros((num_tokens * widest * _WORD_BYTES,), torch.uint8),
             "scales": lazy_zeros((num_tokens, groups), torch.float32),
             "starts": lazy_zeros((num_tokens, groups), torch.int32),
         }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.native.parameter import LoadedWeight, ModelParameter
+from engine.native.parameter import ModelParameter, StoredTensor
 from engine.native.quantization import QuantizationHandler
 from engine.native.quantization.assembly import WeightAssembly
 from profiles.model_spec import ModelSpecError
@@ -22,7 +24,18 @@ from profiles.model_spec.checkpoint import read_stored_tensors
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PACKED_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+"""Of tensors that a quantized weight is made of, or that no parameter is filled from."""
 
 
 class WeightLoadingError(RuntimeError):
@@ -42,8 +55,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
     if tensors is None:
         _files(directory)  # says what is missing
     found = {tensor.dtype for tensor in tensors or () if len(tensor.shape) > 1}
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    types = {known[name] for name in found if name in known}
+    types = {_DTYPES[name] for name in found if name in _DTYPES}
     # Neither 16-bit type holds the other's numbers.
     return types.pop() if len(types) == 1 else torch.float32
 
@@ -57,9 +69,10 @@ def load_weights(
 ) -> None:
     """Reads every parameter of ``model`` from the checkpoint in ``directory``.
 
-    Files are mapped, and one tensor at a time is copied to its place in the type of the model's
-    parameters: memory peaks at the model plus the mapped pages of one file. With the ``handler``
-    of a quantized checkpoint it is the tensors of one module at a time.
+    Files are mapped, and of one tensor at a time what this rank holds is copied to its place in the
+    type of the model's parameters: nothing else is read, and memory peaks at the model plus the
+    mapped pages of one file. With the ``handler`` of a quantized checkpoint it is one module at a
+    time, whose tensors are read whole, brought together and then sliced.
 
     Raises:
         WeightLoadingError: a file or a tensor is missing, broken, of another shape, not floating
@@ -72,16 +85,16 @@ def load_weights(
     assembly = WeightAssembly(handler, (name for path in files for name in _names(path)))
     with _progress_bar(show_progress, total) as progress:
         for path in files:
-            for stored_name, tensor in _tensors(path):
-                progress(tensor.nbytes)
-                whole = _add(path, assembly, stored_name, tensor)
+            for stored_name, slices in _tensors(path):
+                progress(slices.nbytes)
+                whole = _add(path, assembly, stored_name, slices)
                 if whole is None:
                     continue
-                name, loaded = whole
+                name, stored = whole
                 if name in wanted:
-                    _load(path, name, loaded, *wanted[name])
+                    _load(path, name, stored, *wanted[name])
                     missing.discard(name)
-                elif not (_is_harmless(name) or assembly.does_without(name, tensor)):
+                elif not (_is_harmless(name) or assembly.does_without(name, stored)):
                     raise WeightLoadingError(
                         f"{path.name} holds {name}, which a model of this config.json has no use "
                         "for"
@@ -138,16 +151,37 @@ def _files(directory: Path) -> list[Path]:
     return paths
 
 
+class _StoredSlices:
+    """A tensor of an open safetensors file, read slice by slice."""
+
+    def __init__(self, file: safe_open, name: str) -> None:
+        self._slices = file.get_slice(name)  # type: ignore[no-untyped-call]
+        self.shape: tuple[int, ...] = tuple(self._slices.get_shape())
+        dtype_name: str = self._slices.get_dtype()
+        found = (_DTYPES | _PACKED_DTYPES).get(dtype_name)
+        if found is None:
+            raise WeightLoadingError(f"{name} is stored as {dtype_name}, which is not supported")
+        self.dtype = found
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> torch.Tensor:
+        tensor: torch.Tensor = self._slices[index]
+        return tensor
+
+
 def _names(path: Path) -> list[str]:
     """Of a file's tensors, those of one module together."""
     with _opened(path) as file:
         return sorted(file.keys())
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(path: Path) -> Iterator[tuple[str, _StoredSlices]]:
     with _opened(path) as file:
         for name in sorted(file.keys()):
-            yield name, file.get_tensor(name)
+            yield name, _StoredSlices(file, name)
 
 
 @contextmanager
@@ -162,30 +196,26 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _add(
-    path: Path, assembly: WeightAssembly, name: str, tensor: torch.Tensor
-) -> tuple[str, LoadedWeight] | None:
+    path: Path, assembly: WeightAssembly, name: str, stored: StoredTensor
+) -> tuple[str, StoredTensor] | None:
     try:
-        return assembly.add(name, tensor)
+        return assembly.add(name, stored)
     except ValueError as error:
         raise WeightLoadingError(f"{path.name}: {error}") from None
 
 
 def _load(
-    path: Path, name: str, tensor: LoadedWeight, parameter: ModelParameter, part: str
+    path: Path, name: str, stored: StoredTensor, parameter: ModelParameter, part: str
 ) -> None:
-    if isinstance(tensor, torch.Tensor) and tensor.dtype not in _DTYPES:
+    if stored.dtype not in _DTYPES.values():
+        found = next(key for key, dtype in _PACKED_DTYPES.items() if dtype is stored.dtype)
         raise WeightLoadingError(
-            f"{name} in {path.name} is stored as {_dtype_name(tensor.dtype)} "
-            f"(supported: {', '.join(map(_dtype_name, _DTYPES))})"
+            f"{name} in {path.name} is stored as {found} (supported: {', '.join(_DTYPES)})"
         )
     try:
-        parameter.weight_loader(parameter, tensor, part)
+        parameter.weight_loader(parameter, stored, part)
     except ValueError as error:
         raise WeightLoadingError(f"{name} in {path.name} {error}") from None
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _one_line(error: Exception) -> str:

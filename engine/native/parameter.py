@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from engine.native.quantization.rows import QuantizedRows
 
-LoadedWeight: TypeAlias = Tensor | QuantizedRows
-"""What a checkpoint holds for a parameter."""
-WeightLoader: TypeAlias = Callable[["ModelParameter", LoadedWeight, str], None]
-"""Copies what was loaded into (a part of) a parameter; ``ValueError`` if it does not fit."""
+LoadedRows: TypeAlias = Tensor | QuantizedRows
+"""A slice of a checkpoint's tensor, quantized if the checkpoint is."""
+
+
+class StoredTensor(Protocol):
+    """A tensor of a checkpoint, of which only what is asked for is read; or one in memory."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType, /) -> LoadedRows: ...
+
+
+WeightLoader: TypeAlias = Callable[["ModelParameter", StoredTensor, str], None]
+"""Copies a checkpoint's tensor, or the rank's slice of it, into (a part of) a parameter;
+``ValueError`` if it does not fit."""
 
 
 class ModelParameter(nn.Parameter):
@@ -42,22 +58,27 @@ class ModelParameter(nn.Parameter):
         return parameter
 
 
-def copy_checked(target: Tensor, loaded: LoadedWeight) -> None:
-    """Copies, converting the dtype.
-
+def check_shape(loaded: StoredTensor, wanted: tuple[int, ...]) -> None:
+    """
     Raises:
-        ValueError: the shapes differ (nothing is broadcast), or there are only quantized rows.
+        ValueError: a checkpoint's tensor is not what config.json promises.
+    """
+    if tuple(loaded.shape) != wanted:
+        raise ValueError(f"has shape {list(loaded.shape)}, but config.json asks for {list(wanted)}")
+
+
+def dense(loaded: LoadedRows) -> Tensor:
+    """
+    Raises:
+        ValueError: it is quantized.
     """
     if not isinstance(loaded, Tensor):
-        raise ValueError("is quantized, which this parameter cannot be")
-    if target.shape != loaded.shape:
-        raise ValueError(
-            f"has shape {list(loaded.shape)}, but config.json asks for {list(target.shape)}"
-        )
-    target.copy_(loaded)
+        raise ValueError("is quantized, which is supported for weights of linear layers only")
+    return loaded
 
 
-def load_whole(parameter: ModelParameter, loaded: LoadedWeight, part: str) -> None:
-    """The weight loader of a parameter that is one tensor of the checkpoint."""
+def load_whole(parameter: ModelParameter, loaded: StoredTensor, part: str) -> None:
+    """The weight loader of a parameter that is one tensor of the checkpoint, whole on each rank."""
     assert not part
-    copy_checked(parameter.data, loaded)
+    check_shape(loaded, tuple(parameter.shape))
+    parameter.data.copy_(dense(loaded[...]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,9 +19,12 @@ from engine.native.input_batch import InputBatch
 from engine.native.linear.select import choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
+from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
+from engine.native.parallel.partition import check_divisible, kv_heads_of
 from engine.native.quantization import handler_for
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
+from scheduler.config import SchedulerConfig
 from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan, StepResult
 
@@ -40,14 +44,18 @@ class ModelRunner:
     Follows a scheduler by the differences that its plans carry; the cache's blocks are the
     scheduler's to give out. One thread calls it: it is not thread-safe.
 
+    With several ``ranks`` it holds a part of the model and of the cache. All ranks run the same
+    plans, and sample the same tokens from the same logits.
+
     Raises:
-        ModelSpecError: the model is not supported, or not for sequences so long.
+        ModelSpecError: the model is not supported, not for sequences so long, or cannot be split
+            over so many ranks.
         WeightLoadingError: the weights are missing or broken.
         ValueError: ``dtype`` or ``attention_backend`` of the configuration is unknown.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, ranks: Communicator = SINGLE_RANK) -> None:
         limits = config.scheduler
         dtype = DTYPES.get(config.dtype)
         if dtype is None:
@@ -56,33 +64,35 @@ class ModelRunner:
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        self._backend = select_attention_backend(
-            config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
-        )
-        self._kernels = choose_linear_kernels(
-            self.spec,
-            config.quantization,
-            stored_dtype(config.model_dir),
-            dtype,
-            config.linear_kernel,
-        )
-        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype)
+        check_divisible(self.spec, ranks.size)
+        with rank_0_first(ranks):
+            self._backend = select_attention_backend(
+                config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
+            )
+            self._kernels = choose_linear_kernels(
+                self.spec,
+                config.quantization,
+                stored_dtype(config.model_dir),
+                dtype,
+                config.linear_kernel,
+                ranks.size,
+            )
+        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
+        show_progress = config.show_progress and ranks.rank == 0
         stored = self.spec.quantization
-        load_weights(
-            self._model,
-            config.model_dir,
-            None if stored is None else handler_for(stored),
-            show_progress=config.show_progress,
-        )
+        handler = None if stored is None else handler_for(stored)
+        load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
+        kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,
-            self.spec.num_kv_heads,
+            kv_heads.stop - kv_heads.start,
             limits.block_size,
             self.spec.head_dim,
         )
         self._forward: Forward
-        if self._kernels.are_compiled and isinstance(self._backend, NativeAttention):
+        compiled = self._kernels.are_compiled and isinstance(self._backend, NativeAttention)
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
             self._forward = CompiledForward(self._model, self.spec, self._caches)
         else:
             self._forward = ModularForward(self._model, self._caches, self._backend)
@@ -107,16 +117,14 @@ class ModelRunner:
         """
         start = time.perf_counter()
         self._batch.apply(plan)
-        sampled: dict[int, int] = {}
+        sampled: dict[int, tuple[int, ...]] = {}
         if plan.scheduled:
             inputs = self._batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if inputs.sampled_ids:
-                    rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
-                    tokens = sampler.sample(logits, rows)
-                    self._batch.append(inputs.sampled_ids, tokens)
-                    sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+                if inputs.sampling:
+                    tokens = sampler.sample(logits, self._batch.sampling_rows(inputs.sampling))
+                    sampled = self._batch.take_in(inputs.sampling, tokens)
         return StepResult(sampled, time.perf_counter() - start)
 
     def forward(self, plan: StepPlan) -> Tensor:
@@ -129,26 +137,34 @@ class ModelRunner:
             inputs = self._batch.build(plan.scheduled)
             return self._forward.logits(inputs, torch.arange(len(inputs.token_ids))).clone()
 
+    def check(self) -> None:
+        """Nothing of it can break while it does nothing."""
+
     def warm_up(self) -> None:
         """Touches weights and code with a prefill and a decode step; leaves no sequence behind.
 
         Writes to the first cache blocks, so it is to run before the scheduler gives any out.
         """
-        num_prompt = max(1, min(_WARM_UP_TOKENS, self._limits.max_model_len - 1))
-        num_blocks = -(-num_prompt // self._limits.block_size)
-        started = StartedSequence(
-            sequence_id=_WARM_UP_ID,
-            token_ids=(0,) * num_prompt,
-            num_prompt_tokens=num_prompt,
-            sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
-            index=0,
-        )
-        blocks = tuple(range(num_blocks))
-        prefill = ScheduledSequence(_WARM_UP_ID, 0, num_prompt, blocks, samples=True)
-        decode = ScheduledSequence(_WARM_UP_ID, num_prompt - 1, 1, (), samples=False)
-        self.execute(StepPlan(step_id=-1, started=(started,), scheduled=(prefill,)))
-        self.execute(StepPlan(step_id=-1, scheduled=(decode,)))
-        self.execute(StepPlan(step_id=-1, dropped=(_WARM_UP_ID,)))
+        for plan in warm_up_plans(self._limits):
+            self.execute(plan)
+
+
+def warm_up_plans(limits: SchedulerConfig) -> Iterator[StepPlan]:
+    """A prefill step, a decode step, and one that forgets the sequence again."""
+    num_prompt = max(1, min(_WARM_UP_TOKENS, limits.max_model_len - 1))
+    started = StartedSequence(
+        sequence_id=_WARM_UP_ID,
+        token_ids=(0,) * num_prompt,
+        num_prompt_tokens=num_prompt,
+        sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+        index=0,
+    )
+    blocks = tuple(range(-(-num_prompt // limits.block_size)))
+    prefill = ScheduledSequence(_WARM_UP_ID, 0, num_prompt, blocks, samples=True)
+    decode = ScheduledSequence(_WARM_UP_ID, num_prompt - 1, 1, (), samples=False)
+    yield StepPlan(step_id=-1, started=(started,), scheduled=(prefill,))
+    yield StepPlan(step_id=-1, scheduled=(decode,))
+    yield StepPlan(step_id=-1, dropped=(_WARM_UP_ID,))
 
 
 def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

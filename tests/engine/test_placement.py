@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from engine.placement import Placement, place_threads
+from engine.config import EngineConfig
+from engine.native.parallel.rank_config import config_of_rank
+from engine.placement import Placement, place_threads, share_of_rank
 from profiles.detect import detect_host
 from profiles.detect.cpu import NumaNode, Topology
+from scheduler.config import SchedulerConfig
 
 
 def topology(num_cores: int, threads_per_core: int = 1, num_nodes: int = 1) -> Topology:
@@ -72,3 +77,31 @@ def test_threads_are_bound_where_they_were_placed() -> None:
         [sys.executable, "-c", code, str(cpu)], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == f"[{cpu}]"
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "cpus", "size", "expected"),
+    [
+        (8, (), 2, [(4, ()), (4, ())]),
+        (7, (0, 1, 2, 3, 4, 5, 6), 2, [(3, (0, 1, 2)), (4, (3, 4, 5, 6))]),
+        (4, (0, 2, 4, 6), 4, [(1, (0,)), (1, (2,)), (1, (4,)), (1, (6,))]),
+        (2, (5, 7), 4, [(1, (5,)), (1, (5,)), (1, (7,)), (1, (7,))]),
+        (1, (), 2, [(1, ()), (1, ())]),
+    ],
+)
+def test_ranks_share_the_threads(
+    num_threads: int, cpus: tuple[int, ...], size: int, expected: list[tuple[int, tuple[int, ...]]]
+) -> None:
+    assert [share_of_rank(num_threads, cpus, rank, size) for rank in range(size)] == expected
+
+
+def test_a_rank_is_configured_with_its_share() -> None:
+    limits = SchedulerConfig(num_blocks=10, max_model_len=100)
+    config = EngineConfig(
+        Path("m"), limits, tensor_parallel_size=2, num_threads=4, cpus=(1, 2, 3, 4)
+    )
+    own = config_of_rank(config, 1)
+    assert (own.num_threads, own.cpus, own.tensor_parallel_size) == (2, (3, 4), 2)
+    unasked = EngineConfig(Path("m"), limits, tensor_parallel_size=2)
+    usable = len(os.sched_getaffinity(0))
+    assert sum(config_of_rank(unasked, rank).num_threads for rank in (0, 1)) == max(2, usable)

@@ -80,7 +80,8 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
         ({"max_model_len": 50_000}, "more than the model's own 40960"),
         ({"max_num_seqs": 8, "max_num_batched_tokens": 8}, "must exceed"),
         ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 64 tokens of the 1024"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2"),
+        ({"tensor_parallel_size": 3}, "16 attention heads do not divide by 3"),
+        ({"tensor_parallel_size": 1024}, "tensor_parallel_size 1024: 1024 ranks need a core"),
         ({"quantization": "fp8"}, "no kernels for fp8"),
     ],
 )

@@ -166,6 +166,14 @@ def test_a_quantized_checkpoint_is_planned_for_on_a_processor(scheme: str) -> No
     )
 
 
+def test_ranks_keep_the_groups_of_a_checkpoint_whole() -> None:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 1024}
+    question = replace(ask("Llama-3.1-8B", "16xcpu-avx2"), spec=quantized(settings))
+    pins = replace(question.pins, tensor_parallel_size=8)
+    with pytest.raises(PinError, match="which breaks groups of 1024 weights"):
+        make_plan(replace(question, pins=pins))
+
+
 def test_what_the_engine_does_not_read_is_refused_with_a_way_out() -> None:
     settings = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}
     question = replace(ask("Llama-3.1-8B", "16xcpu-avx2"), spec=quantized(settings))

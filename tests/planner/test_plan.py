@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.candidates import PinError, Question, why_not_tensor_parallel
+from planner.candidates import PinError, Pins, Question, with_cpu_ranks
 from planner.choose import make_plan
 from planner.plan import SCHEMA, Plan, PlanFileError, read_plan
 from planner.predict import run
 from planner.sizing import size_all
+from planner.split import why_not_in_groups, why_not_tensor_parallel
 from profiles.catalog import load_catalog
+from profiles.hardware import parse_hardware
 from profiles.model_library import find_known_model
 from profiles.numerics import Support, check_dtype, check_kv_dtype, check_scheme
 from profiles.step_cost import StepShape
@@ -349,3 +351,22 @@ def test_targets_that_are_hardly_met_are_planned_for_even_if_everything_is_pinne
         plan = make_plan(question)
         check_plan(question, plan)
         assert share > 0.5 or plan.status == "refused"
+
+
+def test_groups_of_weights_are_not_split() -> None:
+    question = Question(
+        "1.5B",
+        find_known_model("Qwen2.5-1.5B").spec,
+        parse_hardware("4xcpu-avx512", load_catalog()),
+        pins=Pins(engine="native", tensor_parallel_size=4, max_model_len=2048),
+    )
+    (group,) = with_cpu_ranks(question).hardware
+    sizing = size_all(question, group, 4)
+    assert sizing.rejected["int4_g128 TP 4"] == (
+        "8960 inputs over 4 ranks are 2240 each, which breaks groups of 128 weights"
+    )
+    assert {sized.candidate.scheme.name for sized in sizing.fitting} == {"none", "int8", "int4"}
+    pinned = replace(question, pins=replace(question.pins, quantization="int4_g128"))
+    with pytest.raises(PinError, match="quantization int4_g128: 8960 inputs over 4 ranks"):
+        size_all(pinned, group, 4)
+    assert why_not_in_groups(question.spec, 128, 2) is None

@@ -17,6 +17,7 @@ from profiles.hardware import (
     HardwareExpressionError,
     cpu_profile,
     describe_hardware,
+    divide_cpu,
     link_between,
     parse_hardware,
     profile_to_mapping,
@@ -238,3 +239,18 @@ def test_a_file_that_is_no_profile_is_told_in_one_line(tmp_path: Path, content: 
     with pytest.raises(HardwareExpressionError, match=r"card\.yaml") as caught:
         parse_hardware(str(file), load_catalog())
     assert "\n" not in str(caught.value)
+
+
+def test_a_cpu_divided_among_ranks_is_as_fast_as_before(catalog: Catalog) -> None:
+    whole = group(catalog, "6xcpu-avx2")
+    shares = divide_cpu(whole, 3)
+    assert shares.count == 3
+    assert describe_hardware((shares,)) == describe_hardware((whole,)) == "6xcpu-avx2"
+    one, all_of_it = shares.profile, whole.profile
+    for field in ("memory_bytes", "bandwidth_bytes_per_s"):
+        assert getattr(one, field).value * 3 == pytest.approx(getattr(all_of_it, field).value)
+    for dtype, rate in all_of_it.dense_flops.items():
+        assert one.dense_flops[dtype].value * 3 == pytest.approx(rate.value)
+    assert link_between(shares, 3).kind is LinkKind.SHARED_MEMORY
+    with pytest.raises(ValueError, match="7 ranks need a core each, but there are 6"):
+        divide_cpu(whole, 7)

@@ -52,7 +52,7 @@ def test_help_has_an_example(command: tuple[str, ...]) -> None:
         (["serve", "--engine", "vllm"], "not built yet"),
         (["serve", "--engine", "none"], "--engine"),
         (["serve", "--on", "L40S"], "--engine simulated"),
-        (["serve", "--tensor-parallel-size", "2"], "tensor_parallel_size 2"),
+        (["serve", "--tensor-parallel-size", "1024"], "tensor_parallel_size 1024"),
         (["serve", "--plan", "/no/such/plan.yaml"], "/no/such/plan.yaml"),
         (["chat", "--base-url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["chat", "--base-url", "nonsense"], "nonsense"),

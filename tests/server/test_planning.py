@@ -7,6 +7,7 @@ import pytest
 
 from engine.config import EngineConfig, SimulatedConfig
 from engine.placement import Placement
+from engine.resolve import DEFAULT_SPECULATIVE_TOKENS
 from planner.plan import Plan, read_plan
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpecError
@@ -75,6 +76,22 @@ def test_flags_win_over_the_planner() -> None:
     assert config.num_threads == 1
 
 
+def test_drafts_are_proposed_unless_nobody_wants_them() -> None:
+    config = native().config
+    assert isinstance(config, EngineConfig)
+    assert config.scheduler.num_speculative_tokens == DEFAULT_SPECULATIVE_TOKENS > 0
+    assert config.step_time is not None
+    for number in (0, 3):
+        config = native(speculative_tokens=number).config
+        assert isinstance(config, EngineConfig)
+        assert config.scheduler.num_speculative_tokens == number
+
+
+def test_a_simulated_engine_drafts_nothing() -> None:
+    (pool,) = simulated(on="2xL40S").pools
+    assert pool.scheduler.num_speculative_tokens == 0
+
+
 def test_weights_and_cache_reach_the_engine_by_their_own_names() -> None:
     config = native().config
     assert isinstance(config, EngineConfig)
@@ -96,6 +113,32 @@ def test_what_was_decided_is_what_is_told() -> None:
     assert plan_words.decision(settings) == (
         "native engine, unquantized weights, bfloat16 KV cache"
     )
+
+
+def test_ranks_share_what_one_rank_would_have() -> None:
+    one, two = native(), native(tensor_parallel_size=2)
+    assert isinstance(two.config, EngineConfig)
+    assert two.config.tensor_parallel_size == 2
+    assert two.config.num_threads == 4  # of both together
+    assert two.settings.tensor_parallel_size == 2
+    assert two.plan.hardware == one.plan.hardware == "4xcpu-avx2"
+    assert one.plan.ledger is not None
+    assert two.plan.ledger is not None
+    assert two.plan.ledger.usable_bytes == one.plan.ledger.usable_bytes // 2
+    # Each holds half of every block, in half of the memory.
+    assert two.settings.num_kv_blocks == pytest.approx(one.settings.num_kv_blocks, rel=0.1)
+    assert plan_words.decision(two.settings).endswith("tensor parallel 2")
+
+
+def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = write_plan(path, "Qwen3-0.6B", "4xcpu-avx2", max_model_len=4096, tensor_parallel_size=2)
+    plan = replace(plan, model="qwen")
+    for flags, expected in (({}, 2), ({"tensor_parallel_size": 4}, 4)):
+        decision = native(plan, **flags)
+        assert isinstance(decision.config, EngineConfig)
+        assert decision.config.tensor_parallel_size == expected
+        assert decision.settings.tensor_parallel_size == expected
 
 
 NO_COMPILER = replace(MACHINE, has_compiler=False)
@@ -255,6 +298,10 @@ def test_a_plan_file_is_simulated(tmp_path: Path) -> None:
         ({"engine": EngineChoice.SIMULATED, "threads": 2}, "--threads is the native engine's"),
         ({"engine": EngineChoice.SIMULATED, "attention_backend": "torch"}, "--attention-backend"),
         ({"engine": EngineChoice.SIMULATED, "linear_kernel": "torch"}, "--linear-kernel is the"),
+        (
+            {"engine": EngineChoice.SIMULATED, "speculative_tokens": 0},
+            "--speculative-tokens is the",
+        ),
         ({"plan": Path("p"), "slo": "ttft=1s"}, "--slo is for planning"),
         ({"plan": Path("p"), "workload": "rate=1"}, "--workload is for planning"),
         (

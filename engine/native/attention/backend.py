@@ -43,6 +43,7 @@ class LayerCache(NamedTuple):
 
     keys: Tensor
     values: Tensor
+    block_size: int
     key_scales: Tensor | None = None
     """Of a cache in int8: one factor for each token and head."""
     value_scales: Tensor | None = None

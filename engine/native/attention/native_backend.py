@@ -17,7 +17,10 @@ CACHE_TYPES = {
 
 
 class NativeAttention:
-    """Computes in float32; the cache holds ``cache_dtype``: float32, bfloat16 or int8.
+    """Sums in float32; the cache holds ``cache_dtype``: float32, bfloat16 or int8.
+
+    With a cache in bfloat16, and on a processor that multiplies such numbers, queries and weights
+    are rounded to it as well.
 
     A row of the output has the same bits whatever else is in the batch.
 
@@ -27,8 +30,10 @@ class NativeAttention:
 
     name = "native"
 
-    def __init__(self, cache_dtype: torch.dtype = torch.float32) -> None:
-        self._library = load_library()
+    def __init__(
+        self, cache_dtype: torch.dtype = torch.float32, architecture: str = "native"
+    ) -> None:
+        self._library = load_library(architecture)
         self._cache_dtype = cache_dtype
         self._batch: AttentionBatch | None = None
 
@@ -36,6 +41,7 @@ class NativeAttention:
         self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
     ) -> list[LayerCache]:
         lanes = self._block_lanes(block_size)
+        rows = -(-block_size // 2) * 2  # as ``block_rows`` of kernels/cache.h
 
         def allocate(*shape: int, dtype: torch.dtype = self._cache_dtype) -> Tensor:
             return lazy_zeros((num_blocks, num_kv_heads, *shape), dtype)
@@ -48,7 +54,8 @@ class NativeAttention:
         return [
             LayerCache(
                 keys=allocate(head_dim, lanes),
-                values=allocate(block_size, head_dim),
+                values=allocate(rows, head_dim),
+                block_size=block_size,
                 key_scales=scales(),
                 value_scales=scales(),
             )
@@ -111,7 +118,7 @@ def cache_struct(cache: LayerCache) -> Cache:
         None if cache.key_scales is None else pointer(cache.key_scales, torch.float32),
         None if cache.value_scales is None else pointer(cache.value_scales, torch.float32),
         CACHE_TYPES[dtype],
-        cache.values.shape[2],
+        cache.block_size,
         cache.keys.shape[3],
     )
 

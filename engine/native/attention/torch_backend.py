@@ -33,7 +33,7 @@ class TorchAttention:
         def allocate() -> Tensor:
             return lazy_zeros(shape, self._cache_dtype)
 
-        return [LayerCache(allocate(), allocate()) for _ in range(num_layers)]
+        return [LayerCache(allocate(), allocate(), block_size) for _ in range(num_layers)]
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch

@@ -1,16 +1,26 @@
-// The paged cache of one layer: its layout, and the types that it holds.
+// The paged cache of one layer: its layout, the types that it holds, and how they are multiplied.
 //
 // Scores are sums over dimensions with tokens in the lanes, and outputs are
 // sums over tokens with dimensions in the lanes, so keys are kept transposed and neither is ever
 // rearranged again:
 //
 //     keys    [num_blocks, num_kv_heads, head_dim, block_lanes]    block_lanes: block_size rounded
-//     values  [num_blocks, num_kv_heads, block_size, head_dim]                  up to whole vectors
+//     values  [num_blocks, num_kv_heads, block_rows, head_dim]                  up to whole vectors
 //     scales  [num_blocks, num_kv_heads, block_lanes] of keys and of values, of an int8 cache
+//
+// Where a multiplication takes two terms at once (see Arithmetic), two dimensions of a key and two
+// tokens of a value lie side by side, and block_rows is block_size rounded up to an even number:
+//
+//     keys    [num_blocks, num_kv_heads, head_dim / 2, block_lanes, 2]
+//     values  [num_blocks, num_kv_heads, block_rows / 2, head_dim, 2]
 
 #pragma once
 
 #include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "linear.h"
 
@@ -30,6 +40,8 @@ struct Cache {
 }  // extern "C"
 
 namespace attention {
+
+inline int block_rows(const Cache& cache) { return (cache.block_size + 1) / 2 * 2; }
 
 inline vec load_as_float(const int8_t* p) {
 #if defined(__AVX512BW__)
@@ -55,7 +67,47 @@ inline void store_as(int8_t* p, float value) { *p = int8_t(std::nearbyint(value)
 template <typename T>
 constexpr bool SCALED = std::is_same_v<T, int8_t>;
 
+// How a sum over many terms is computed, with another sum in each lane. A factor, the same for all
+// lanes, stands against TERMS numbers of each lane.
 template <typename T>
+struct Arithmetic {
+  static constexpr int TERMS = 1;
+  typedef float Factor;
+  typedef vec Operand;
+
+  static Operand load(const T* p) { return load_as_float(p); }
+  // The first term alone: what would be the second may be anything.
+  static Operand first_term(Operand x) { return x; }
+  static vec add(vec sum, Factor factor, Operand x) { return sum + factor * x; }
+  // Two vectors of numbers that follow each other, as factors.
+  static void store_factors(vec first, vec second, Factor* to) {
+    std::memcpy(to, &first, sizeof first);
+    std::memcpy(to + LANES, &second, sizeof second);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Twice as fast as in float32. Factors are rounded to bfloat16 as the cache is; sums are float32.
+template <>
+struct Arithmetic<uint16_t> {
+  static constexpr int TERMS = 2;
+  typedef uint32_t Factor;
+  typedef __m512i Operand;
+
+  static Operand load(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static Operand first_term(Operand x) { return _mm512_and_si512(x, _mm512_set1_epi32(0xffff)); }
+  static vec add(vec sum, Factor factor, Operand x) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(factor), (__m512bh)x);
+  }
+  static void store_factors(vec first, vec second, Factor* to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+  }
+};
+#endif
+
+// Rounds a head to the cache's type. Its dimension d goes to (d / TERMS, d % TERMS) of an array
+// whose first index has this stride.
+template <int TERMS, typename T>
 void store_head(const float* from, int count, T* to, int64_t stride, float* scale) {
   float inverse = 1.0f;
   if constexpr (SCALED<T>) {
@@ -65,10 +117,15 @@ void store_head(const float* from, int count, T* to, int64_t stride, float* scal
     // as well, where the sampler will meet it.)
     inverse = amax > 1e-30f && amax < INFINITY ? 127.0f / amax : 0.0f;
     *scale = inverse > 0 ? amax / 127.0f : 0.0f;
-    for (int d = 0; d < count; d++)
-      store_as(to + d * stride, inverse > 0 ? from[d] * inverse : 0.0f);
-  } else {
-    for (int d = 0; d < count; d++) store_as(to + d * stride, from[d]);
+  }
+  constexpr int SIZE = 64;  // rounded in one go, which vectors can, and then scattered
+  T head[SIZE];
+  for (int first = 0; first < count; first += SIZE) {
+    const int size = std::min(SIZE, count - first);
+    for (int d = 0; d < size; d++)
+      store_as(head + d, SCALED<T> && inverse == 0 ? 0.0f : from[first + d] * inverse);
+    for (int d = 0; d < size; d += TERMS)
+      std::memcpy(to + (first + d) / TERMS * stride, head + d, TERMS * sizeof(T));
   }
 }
 

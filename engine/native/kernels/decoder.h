@@ -25,7 +25,7 @@ struct DecoderLayer {
 struct Workspace {
   float* hidden;     // [tokens, hidden_size]: the residual stream
   float* normed;     // [tokens, widest input of a product]
-  float* projected;  // [tokens, widest output of a layer's product]
+  float* projected;  // [tokens, widest output of a layer's product, the MLP gated]
   rounded* words;
   float* scales;
   int32_t* starts;
@@ -116,9 +116,11 @@ inline void place_head(const Decoder& d, const DecoderLayer& layer, const Decode
 }
 
 inline void attend_rows(const Member& member, const Decoder& d, const DecoderLayer& layer,
-                        const DecoderStep& step, attention::Division& division) {
+                        const DecoderStep& step, attention::Attention& attention) {
   const Heads heads = heads_of(d, layer);
   const int num_tokens = step.batch.num_tokens;
+  if (d.attends && member.rank == 0)
+    attention.divide(step.batch, layer.cache, heads, member.team.size());
   attention::with_types(layer.cache, heads, [&](auto element, auto) {
     member.share(num_tokens * d.num_kv_heads, [&](int i) {
       const int token = i / d.num_kv_heads, kv_head = i % d.num_kv_heads;
@@ -127,7 +129,7 @@ inline void attend_rows(const Member& member, const Decoder& d, const DecoderLay
         attention::store_token<decltype(element)>(step.batch, layer.cache, heads, token, kv_head);
     });
   });
-  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, division);
+  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, attention);
   const int64_t size = int64_t(d.num_heads) * d.head_dim;
   member.share(num_tokens, [&](int token) {
     std::memcpy(heads.output + token * size, heads.query + token * heads.query_stride,
@@ -135,22 +137,8 @@ inline void attend_rows(const Member& member, const Decoder& d, const DecoderLay
   });
 }
 
-inline void gate_rows(const Member& member, const Decoder& d, const Linear& down, int num_rows) {
-  constexpr int ITEM = 1024;  // a multiple of every group
-  const Input input = input_of(d);
-  const int size = d.intermediate_size, items = (size + ITEM - 1) / ITEM;
-  member.share(num_rows * items, [&](int i) {
-    const int row = i / items, first = i % items * ITEM, end = std::min(first + ITEM, size);
-    const float* gate = d.workspace.projected + int64_t(row) * 2 * size;
-    float* to = input.values + int64_t(row) * size;
-    silu_and_multiply(gate, gate + size, first, end, to);
-    if (down.rounds_activations)
-      round_row(down, to, input, row, first / down.group, (end + down.group - 1) / down.group);
-  });
-}
-
 inline void run_step(const Member& member, const Decoder& d, const DecoderStep& step,
-                     attention::Division& division) {
+                     attention::Attention& attention) {
   const Workspace& w = d.workspace;
   const Input input = input_of(d);
   const int rows = step.batch.num_tokens;
@@ -161,19 +149,20 @@ inline void run_step(const Member& member, const Decoder& d, const DecoderStep& 
   for (int i = 0; i < d.num_layers; i++) {
     const DecoderLayer& layer = d.layers[i];
     norm_rows(member, d, layer.input_norm, layer.qkv, rows, itself);
-    multiply(member, layer.qkv, input, rows, Output{w.projected, false});
-    attend_rows(member, d, layer, step, division);
+    multiply(member, layer.qkv, input, rows, w.projected, REPLACE);
+    attend_rows(member, d, layer, step, attention);
     round_rows(member, layer.output, w.normed, input, rows);
-    multiply(member, layer.output, input, rows, Output{w.hidden, true});
+    multiply(member, layer.output, input, rows, w.hidden, ADD);
     norm_rows(member, d, layer.post_attention_norm, layer.gate_up, rows, itself);
-    multiply(member, layer.gate_up, input, rows, Output{w.projected, false});
-    gate_rows(member, d, layer.down, rows);
-    multiply(member, layer.down, input, rows, Output{w.hidden, true});
+    multiply_gated(member, layer.gate_up, input, rows, w.projected);
+    const Input gated{w.projected, w.words, w.scales, w.starts};
+    round_rows(member, layer.down, w.projected, gated, rows);
+    multiply(member, layer.down, gated, rows, w.hidden, ADD);
   }
   if (step.num_sampled == 0) return;
   norm_rows(member, d, d.final_norm, d.head, step.num_sampled,
             [&](int row) { return step.sampled_tokens[row]; });
-  multiply(member, d.head, input, step.num_sampled, Output{step.logits, false});
+  multiply(member, d.head, input, step.num_sampled, step.logits, REPLACE);
 }
 
 }  // namespace

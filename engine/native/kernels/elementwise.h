@@ -1,12 +1,10 @@
-// What a decoder does between its products: norms, rotary positions, the gate of its MLP.
+// What a decoder does between its products: norms and rotary positions.
 
 #pragma once
 
 #include "simd.h"
 
 namespace {
-
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 // y = x / sqrt(mean(x^2) + eps) * weight
 inline void rms_norm(const float* x, const float* weight, int size, float eps, float* y) {
@@ -35,22 +33,6 @@ inline void rotate(float* head, const float* angles, int head_dim) {
     head[d] = a * cos[d] - b * sin[d];
     head[half + d] = b * cos[d] + a * sin[d];
   }
-}
-
-// exp(x) for any x that is a number, from that of the negative: x = -|x| for half of them.
-inline vec sigmoid(vec x) {
-  const vec e = exp_nonpositive(x > 0 ? -x : x);
-  return (x > 0 ? vec{} + 1.0f : e) / (1.0f + e);
-}
-
-// y = silu(gate) * up, elements `first` to `end`
-inline void silu_and_multiply(const float* gate, const float* up, int first, int end, float* y) {
-  int k = first;
-  for (; k + LANES <= end; k += LANES) {
-    const vec g = load(gate + k);
-    store(y + k, g * sigmoid(g) * load(up + k));
-  }
-  for (; k < end; k++) y[k] = (vec{} + gate[k])[0] * sigmoid(vec{} + gate[k])[0] * up[k];
 }
 
 }  // namespace

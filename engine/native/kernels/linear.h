@@ -85,6 +85,18 @@ struct Linear {
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 inline int num_panels(const Linear& l) { return (l.num_outputs + PANEL - 1) / PANEL; }
+// Where it can be, panels of the first and of the second half of the outputs alternate: what
+// belongs together in a gated MLP lies side by side.
+inline bool halves_alternate(const Linear& l) { return l.num_outputs % (2 * PANEL) == 0; }
+inline int panel_of(const Linear& l, int output) {
+  const int block = output / PANEL, half = num_panels(l) / 2;
+  if (!halves_alternate(l)) return block;
+  return block < half ? 2 * block : 2 * (block - half) + 1;
+}
+inline int first_output(const Linear& l, int panel) {
+  if (!halves_alternate(l)) return panel * PANEL;
+  return panel % 2 * (l.num_outputs / 2) + panel / 2 * PANEL;
+}
 inline int num_groups(const Linear& l) { return (l.num_inputs + l.group - 1) / l.group; }
 inline int num_scale_groups(const Linear& l) { return l.scale_by_group ? num_groups(l) : 1; }
 inline int num_words(const Linear& l) { return round_up(l.num_inputs, WORD_INPUTS) / WORD_INPUTS; }
@@ -448,31 +460,42 @@ inline void multiply_float8(const Linear& l, const uint8_t* weights, int64_t sca
 
 // ------------------------------------------------------------------ the whole product
 
-// Where a product goes: y [rows, num_outputs], or on top of what is there (a residual).
+// What becomes of a product: y = it, y += it (a residual) or y = silu(y) * it (a gated MLP).
+enum Effect { REPLACE, ADD, GATE };
+
+// y [rows, stride], whose first column takes output `first` of the matrix.
 struct Output {
   float* y;
-  bool accumulate;
+  int64_t stride;
+  Effect effect;
+  int first = 0;
 };
+
+inline vec take_effect(Effect effect, const float* y, vec product) {
+  if (effect == REPLACE) return product;
+  return effect == ADD ? load(y) + product : load(y) * sigmoid(load(y)) * product;
+}
 
 template <int ROWS>
 inline void write_tile(const Linear& l, int panel, int row, const Output& out,
                        const vec (&sums)[ROWS][2]) {
-  const int first = panel * PANEL, count = std::min(PANEL, l.num_outputs - first);
-  for (int i = 0; i < ROWS; i++) {
-    float* y = out.y + int64_t(row + i) * l.num_outputs + first;
-    if (count == PANEL && !l.bias) {
-      for (int v = 0; v < 2; v++) {
-        vec value = sums[i][v];
-        if (out.accumulate) value += load(y + v * LANES);
-        std::memcpy(y + v * LANES, &value, sizeof value);
+  for (int v = 0; v < 2; v++) {
+    const int first = first_output(l, panel) + v * LANES;
+    const int count = std::min(LANES, l.num_outputs - first);
+    if (count <= 0) return;
+    float padded[LANES] = {};
+    if (l.bias) std::memcpy(padded, l.bias + first, count * sizeof(float));
+    const vec bias = load(padded);
+    for (int i = 0; i < ROWS; i++) {
+      float* y = out.y + (row + i) * out.stride + first - out.first;
+      const vec product = l.bias ? sums[i][v] + bias : sums[i][v];
+      if (count == LANES) {
+        store(y, take_effect(out.effect, y, product));
+      } else {
+        std::memcpy(padded, y, count * sizeof(float));
+        store(padded, take_effect(out.effect, padded, product));
+        std::memcpy(y, padded, count * sizeof(float));
       }
-      continue;
-    }
-    float padded[PANEL];
-    std::memcpy(padded, sums[i], sizeof padded);
-    for (int n = 0; n < count; n++) {
-      const float value = padded[n] + (l.bias ? l.bias[first + n] : 0.0f);
-      y[n] = out.accumulate ? y[n] + value : value;
     }
   }
 }
@@ -535,21 +558,40 @@ inline void multiply_panel(const Linear& l, const Input& input, int panel, int f
   });
 }
 
-// y = input · weights, shared by the team. A panel's weights stay in the first caches while all
-// rows pass by; rows are divided too where there are more threads than panels to go round.
-inline void multiply(const Member& member, const Linear& l, const Input& input, int num_rows,
-                     const Output& out) {
-  const int panels = num_panels(l);
+// Calls f(panel, first row, end row) for every panel of `panels`, shared by the team. A panel's
+// weights stay in the first caches while all rows pass by; rows are divided too where there are
+// more threads than panels to go round.
+template <typename F>
+void share_panels(const Member& member, int panels, int num_rows, F f) {
   const int wanted = std::max(1, 4 * member.team.size() / panels);
   const int most = std::max(1, num_rows / (4 * LINEAR_ROWS));
   const int blocks = member.team.size() == 1 ? 1 : std::min(wanted, most);
   member.share(panels * blocks, [&](int item) {
-    const int panel = item / blocks, block = item % blocks;
     const auto start = [&](int b) {
       return b == blocks ? num_rows
                          : int(int64_t(num_rows) * b / blocks / LINEAR_ROWS * LINEAR_ROWS);
     };
-    multiply_panel(l, input, panel, start(block), start(block + 1), out);
+    const int block = item % blocks;
+    f(item / blocks, start(block), start(block + 1));
+  });
+}
+
+// y [rows, num_outputs] = input · weights, or what else becomes of it.
+inline void multiply(const Member& member, const Linear& l, const Input& input, int num_rows,
+                     float* y, Effect effect) {
+  share_panels(member, num_panels(l), num_rows, [&](int panel, int first, int end) {
+    multiply_panel(l, input, panel, first, end, Output{y, l.num_outputs, effect});
+  });
+}
+
+// y [rows, num_outputs / 2] = silu(first half of the outputs) * second half: the gate goes no
+// further than the caches. The halves must alternate.
+inline void multiply_gated(const Member& member, const Linear& l, const Input& input, int num_rows,
+                           float* y) {
+  const int size = l.num_outputs / 2;
+  share_panels(member, num_panels(l) / 2, num_rows, [&](int pair, int first, int end) {
+    multiply_panel(l, input, 2 * pair, first, end, Output{y, size, REPLACE});
+    multiply_panel(l, input, 2 * pair + 1, first, end, Output{y, size, GATE, size});
   });
 }
 

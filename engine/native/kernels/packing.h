@@ -136,7 +136,7 @@ inline float scale_at(const Linear& l, int64_t at) {
 
 // Scales of our own making are in bfloat16, and there are no zero points beside them.
 inline void pack_row(const Linear& l, int output, const float* w) {
-  const int panel_index = output / PANEL, lane = output % PANEL;
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
   uint8_t* panel = l.weights + panel_index * panel_bytes(l);
   if (!has_scales(l)) {
     for (int k = 0; k < l.num_inputs; k++) {
@@ -161,7 +161,7 @@ inline void pack_row(const Linear& l, int output, const float* w) {
 }
 
 inline void unpack_row(const Linear& l, int output, float* w) {
-  const int panel_index = output / PANEL, lane = output % PANEL;
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
   const uint8_t* panel = l.weights + panel_index * panel_bytes(l);
   for (int k = 0; k < l.num_inputs; k++) {
     const int64_t at = int64_t(k) * PANEL + lane;
@@ -184,7 +184,8 @@ inline void unpack_row(const Linear& l, int output, float* w) {
 
 // The row of a matrix quantized beforehand: nothing is rounded.
 inline void put_row(const Linear& l, int output, const QuantizedRows& rows) {
-  const int panel_index = output / PANEL, lane = output % PANEL, row = output - rows.first_output;
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
+  const int row = output - rows.first_output;
   uint8_t* panel = l.weights + panel_index * panel_bytes(l);
   const int8_t* values = rows.values + int64_t(row) * l.num_inputs;
   for (int k = 0; k < l.num_inputs; k++) put(l, panel, lane, k, values[k]);
@@ -199,15 +200,15 @@ inline void put_row(const Linear& l, int output, const QuantizedRows& rows) {
   }
 }
 
-// Calls f for each of a matrix's outputs. Threads take whole panels: outputs of one share bytes.
+// Calls f for each of these outputs. Threads take whole panels: outputs of one share bytes.
 template <typename F>
 void for_outputs(const Member& member, int first_output, int num_rows, F f) {
   const int end_output = first_output + num_rows;
   const int first = first_output / PANEL, end = (end_output + PANEL - 1) / PANEL;
   member.share(end - first, [&](int item) {
-    const int panel = first + item;
-    for (int output = std::max(panel * PANEL, first_output);
-         output < std::min((panel + 1) * PANEL, end_output); output++)
+    const int block = first + item;
+    for (int output = std::max(block * PANEL, first_output);
+         output < std::min((block + 1) * PANEL, end_output); output++)
       f(output);
   });
 }

@@ -27,6 +27,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float vec_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
+inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 inline vec broadcast(float x) { return x - vec{}; }
 inline vec maximum(vec a, vec b) { return a > b ? a : b; }
 
@@ -74,6 +75,12 @@ __attribute__((always_inline)) inline vec exp_nonpositive(vec x) {
   p = p * r * r + r + 1.0f;
   const ivec exponent = ((ivec)shifted - (ivec)broadcast(round_to_int) + 127) << 23;
   return x < -87.0f ? vec{} : p * (vec)exponent;
+}
+
+// exp(x) for any x that is a number, from that of the negative: x = -|x| for half of them.
+inline vec sigmoid(vec x) {
+  const vec e = exp_nonpositive(x > 0 ? -x : x);
+  return (x > 0 ? vec{} + 1.0f : e) / (1.0f + e);
 }
 
 // Calls f with the number of rows as a compile-time constant, as few times as possible.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.native.kernels.library import load_library
 from engine.native.kernels.packed import Layout, PackedMatrix
-from engine.native.parameter import LoadedWeight, ModelParameter, WeightLoader
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader, dense
 
 
 class PackedParameter(ModelParameter):
@@ -33,6 +33,7 @@ class CompiledLinear:
     def __init__(self, name: str, layout: Layout) -> None:
         self.name = name
         self.layout = layout
+        self.scale_group = layout.group if layout.scale_by_group else 1
         self._library = load_library()
 
     def create_weight(
@@ -46,10 +47,8 @@ class CompiledLinear:
         weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, self.layout)
         return weight
 
-    def load_rows(self, weight: ModelParameter, rows: LoadedWeight, first_output: int) -> None:
-        if not isinstance(rows, Tensor):
-            raise ValueError(f"is quantized, but {self.name} weights are quantized here")
-        _matrix(weight).pack(rows, first_output)
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
+        _matrix(weight).pack(dense(rows), first_output)
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
         return _matrix(weight).multiply(x, bias)
@@ -76,7 +75,7 @@ class CheckpointLinear(CompiledLinear):
         weight.matrix_size = (num_outputs, num_inputs)
         return weight
 
-    def load_rows(self, weight: ModelParameter, rows: LoadedWeight, first_output: int) -> None:
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
         assert isinstance(weight, CheckpointParameter)
         layout = Layout.of(rows, rounds_activations=self.layout.rounds_activations)
         if weight.is_empty:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.native.parameter import LoadedWeight, ModelParameter, WeightLoader
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader
 
 
 class LinearKernel(Protocol):
@@ -16,6 +16,9 @@ class LinearKernel(Protocol):
     """
 
     name: str
+    scale_group: int
+    """Neighbouring inputs whose weights share a scale, if only some do: ranks that split the inputs
+    keep such groups whole. 1 where any split will do."""
 
     def create_weight(
         self,
@@ -27,7 +30,7 @@ class LinearKernel(Protocol):
         """A weight that ``load_rows`` fills."""
         ...
 
-    def load_rows(self, weight: ModelParameter, rows: LoadedWeight, first_output: int) -> None:
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
         """Takes in ``rows`` [n, num_inputs] of a checkpoint as outputs from ``first_output`` on.
 
         Raises:
@@ -42,13 +45,3 @@ class LinearKernel(Protocol):
     def look_up(self, weight: ModelParameter, outputs: Tensor) -> Tensor:
         """The weights of ``outputs`` (int64 [n]): [n, num_inputs]; a token embedding."""
         ...
-
-
-def check_rows(weight_shape: tuple[int, int], rows: LoadedWeight, num_wanted: int) -> None:
-    """
-    Raises:
-        ValueError: a checkpoint's tensor is not ``num_wanted`` rows of the weight's width.
-    """
-    wanted = [num_wanted, weight_shape[1]]
-    if list(rows.shape) != wanted:
-        raise ValueError(f"has shape {list(rows.shape)}, but config.json asks for {wanted}")

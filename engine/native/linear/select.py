@@ -21,6 +21,7 @@ from engine.native.linear.compiled import CheckpointLinear, CompiledLinear
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
+from engine.native.parallel.partition import padded_share
 from profiles.model_spec import CheckpointQuantization, ModelSpec, QuantizationScheme
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,16 @@ class LinearKernels:
 
 
 def choose_linear_kernels(
-    spec: ModelSpec, scheme: str, stored: torch.dtype, dtype: torch.dtype, asked: str
+    spec: ModelSpec,
+    scheme: str,
+    stored: torch.dtype,
+    dtype: torch.dtype,
+    asked: str,
+    num_ranks: int = 1,
 ) -> LinearKernels:
     """The implementations for a model whose weights, ``stored`` in a type, are held in ``scheme``.
+
+    Each of ``num_ranks`` holds and multiplies a part of every matrix.
 
     Raises:
         ValueError: ``scheme`` or ``asked`` is unknown, or they do not go together.
@@ -106,15 +114,19 @@ def choose_linear_kernels(
             raise ValueError("quantization and linear kernels need dtype float32")
         return LinearKernels.all(DenseLinear(dtype))
     if quantization is not None:
-        return _as_in_checkpoint(spec, quantization, stored, asked)
+        return _as_in_checkpoint(spec, quantization, stored, asked, num_ranks)
     layers = _candidates(scheme, stored, asked)
     # Most of the quality that 4 bits lose would be lost in the head.
     heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
-    return _fastest(spec, layers, heads)
+    return _fastest(spec, layers, heads, num_ranks)
 
 
 def _as_in_checkpoint(
-    spec: ModelSpec, quantization: CheckpointQuantization, stored: torch.dtype, asked: str
+    spec: ModelSpec,
+    quantization: CheckpointQuantization,
+    stored: torch.dtype,
+    asked: str,
+    num_ranks: int,
 ) -> LinearKernels:
     """For a checkpoint that is quantized already: what is measured is whether to round activations.
 
@@ -131,6 +143,7 @@ def _as_in_checkpoint(
         spec,
         [CompiledLinear(name, layouts[name]) for name in names],
         [CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))],
+        num_ranks,
     )
     return measured.map(lambda kernel: CheckpointLinear(kernel.name, layouts[kernel.name]))
 
@@ -191,11 +204,12 @@ def _compiled_layouts(scheme: str, stored: torch.dtype) -> dict[str, Layout]:
 
 
 def _fastest(
-    spec: ModelSpec, layers: list[LinearKernel], heads: list[LinearKernel]
+    spec: ModelSpec, layers: list[LinearKernel], heads: list[LinearKernel], num_ranks: int
 ) -> LinearKernels:
-    heads_size = spec.num_attention_heads * spec.head_dim
-    kv_size = spec.num_kv_heads * spec.head_dim
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    heads_size = spec.num_attention_heads * spec.head_dim // num_ranks
+    kv_size = max(1, spec.num_kv_heads // num_ranks) * spec.head_dim
+    hidden, inner = spec.hidden_size, spec.intermediate_size // num_ranks
+    vocab = padded_share(spec.vocab_size, num_ranks)
 
     def pick(name: str, candidates: list[LinearKernel], outputs: int, inputs: int) -> LinearKernel:
         if len(candidates) == 1:
@@ -207,7 +221,7 @@ def _fastest(
         output=pick("output", layers, hidden, heads_size),
         gate_up=pick("gate_up", layers, 2 * inner, hidden),
         down=pick("down", layers, hidden, inner),
-        head=pick("head", heads, spec.vocab_size, hidden),
+        head=pick("head", heads, vocab, hidden),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.native.parameter import LoadedWeight, ModelParameter, WeightLoader, copy_checked
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader, dense
 
 
 class DenseLinear:
@@ -18,6 +18,7 @@ class DenseLinear:
     """
 
     name = "torch"
+    scale_group = 1
     parameter_class: type[ModelParameter] = ModelParameter
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -33,8 +34,8 @@ class DenseLinear:
         shape = (num_outputs, num_inputs)
         return self.parameter_class(shape, self._dtype, weight_loader, parts)
 
-    def load_rows(self, weight: ModelParameter, rows: LoadedWeight, first_output: int) -> None:
-        copy_checked(weight.data[first_output : first_output + len(rows)], rows)
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
+        weight.data[first_output : first_output + len(rows)].copy_(dense(rows))
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

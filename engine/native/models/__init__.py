@@ -6,6 +6,7 @@ import torch
 
 from engine.native.linear.select import LinearKernels
 from engine.native.models.decoder import DecoderForCausalLM
+from engine.native.parallel.communicator import SINGLE_RANK, Communicator
 from engine.native.support import ARCHITECTURES
 from profiles.model_spec import ModelSpec
 
@@ -14,7 +15,15 @@ _MODELS: dict[str, type[DecoderForCausalLM]] = dict.fromkeys(ARCHITECTURES, Deco
 
 
 def build_model(
-    spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+    spec: ModelSpec,
+    max_model_len: int,
+    kernels: LinearKernels,
+    dtype: torch.dtype,
+    ranks: Communicator = SINGLE_RANK,
 ) -> DecoderForCausalLM:
-    """A model with uninitialized weights, for sequences of up to ``max_model_len`` tokens."""
-    return _MODELS[spec.architecture](spec, max_model_len, kernels, dtype)
+    """A model with uninitialized weights, for sequences of up to ``max_model_len`` tokens.
+
+    Raises:
+        ValueError: its weights cannot be split in the form that the kernels hold them in.
+    """
+    return _MODELS[spec.architecture](spec, max_model_len, kernels, dtype, ranks)

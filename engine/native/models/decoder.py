@@ -19,16 +19,20 @@ from engine.native.layers.linear import (
 from engine.native.layers.norm import RMSNorm
 from engine.native.layers.rotary import RotaryEmbedding, rotate
 from engine.native.linear.select import LinearKernels
+from engine.native.parallel.communicator import SINGLE_RANK, Communicator
 from profiles.model_spec import ModelSpec
 
 
 class Attention(nn.Module):
     def __init__(
-        self, spec: ModelSpec, window: int | None, kernels: LinearKernels, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        window: int | None,
+        kernels: LinearKernels,
+        dtype: torch.dtype,
+        ranks: Communicator,
     ) -> None:
         super().__init__()
-        self.num_heads = spec.num_attention_heads
-        self.num_kv_heads = spec.num_kv_heads
         self.head_dim = spec.head_dim
         self.window = window
         self.qkv_proj = QKVParallelLinear(
@@ -37,13 +41,17 @@ class Attention(nn.Module):
             spec.num_attention_heads,
             spec.num_kv_heads,
             kernels.qkv,
+            ranks,
             bias=spec.qkv_bias,
             dtype=dtype,
         )
+        self.num_heads = self.qkv_proj.num_heads
+        self.num_kv_heads = self.qkv_proj.num_kv_heads
         self.o_proj = RowParallelLinear(
             spec.num_attention_heads * spec.head_dim,
             spec.hidden_size,
             kernels.output,
+            ranks,
             bias=spec.o_bias,
             dtype=dtype,
         )
@@ -75,17 +83,25 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, spec: ModelSpec, kernels: LinearKernels, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, kernels: LinearKernels, dtype: torch.dtype, ranks: Communicator
+    ) -> None:
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
             spec.hidden_size,
             spec.intermediate_size,
             kernels.gate_up,
+            ranks,
             bias=spec.mlp_bias,
             dtype=dtype,
         )
         self.down_proj = RowParallelLinear(
-            spec.intermediate_size, spec.hidden_size, kernels.down, bias=spec.mlp_bias, dtype=dtype
+            spec.intermediate_size,
+            spec.hidden_size,
+            kernels.down,
+            ranks,
+            bias=spec.mlp_bias,
+            dtype=dtype,
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -96,13 +112,18 @@ class GatedMLP(nn.Module):
 
 class DecoderLayer(nn.Module):
     def __init__(
-        self, spec: ModelSpec, window: int | None, kernels: LinearKernels, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        window: int | None,
+        kernels: LinearKernels,
+        dtype: torch.dtype,
+        ranks: Communicator,
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.self_attn = Attention(spec, window, kernels, dtype)
+        self.self_attn = Attention(spec, window, kernels, dtype, ranks)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.mlp = GatedMLP(spec, kernels, dtype)
+        self.mlp = GatedMLP(spec, kernels, dtype, ranks)
 
     def forward(
         self,
@@ -118,12 +139,19 @@ class DecoderLayer(nn.Module):
 
 class Decoder(nn.Module):
     def __init__(
-        self, spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        max_model_len: int,
+        kernels: LinearKernels,
+        dtype: torch.dtype,
+        ranks: Communicator,
     ) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, kernels.head)
+        self.embed_tokens = VocabParallelEmbedding(
+            spec.vocab_size, spec.hidden_size, kernels.head, ranks
+        )
         self.layers = nn.ModuleList(
-            DecoderLayer(spec, window, kernels, dtype) for window in spec.sliding_window
+            DecoderLayer(spec, window, kernels, dtype, ranks) for window in spec.sliding_window
         )
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
         self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
@@ -145,17 +173,24 @@ class Decoder(nn.Module):
 
 class DecoderForCausalLM(nn.Module):
     """Token ids → hidden states → logits; the two halves are apart so that only rows that
-    sample are projected onto the vocabulary."""
+    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix."""
 
     def __init__(
-        self, spec: ModelSpec, max_model_len: int, kernels: LinearKernels, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        max_model_len: int,
+        kernels: LinearKernels,
+        dtype: torch.dtype,
+        ranks: Communicator = SINGLE_RANK,
     ) -> None:
         super().__init__()
-        self.model = Decoder(spec, max_model_len, kernels, dtype)
+        self.model = Decoder(spec, max_model_len, kernels, dtype, ranks)
         if spec.tie_word_embeddings:
             self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
         else:
-            self.lm_head = ParallelLMHead.untied(spec.vocab_size, spec.hidden_size, kernels.head)
+            self.lm_head = ParallelLMHead.untied(
+                spec.vocab_size, spec.hidden_size, kernels.head, ranks
+            )
 
     def forward(
         self,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
+from engine.native.parameter import StoredTensor, dense
 from engine.native.quantization.handler import QuantizationHandler
-from engine.native.quantization.rows import QuantizedRows
+
+_UNQUANTIZED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class WeightAssembly:
@@ -26,7 +29,7 @@ class WeightAssembly:
             split = (name.rpartition(".") for name in names)
             self._num_parts.update(module for module, _, last in split if last in handler.parts)
 
-    def add(self, name: str, tensor: Tensor) -> tuple[str, QuantizedRows | Tensor] | None:
+    def add(self, name: str, stored: StoredTensor) -> tuple[str, StoredTensor] | None:
         """A whole tensor, under the name that it has in a checkpoint that is not quantized.
 
         None while other tensors of the same module are yet to come.
@@ -36,9 +39,11 @@ class WeightAssembly:
         """
         module, _, last = name.rpartition(".")
         if self._handler is None or last not in self._handler.parts:
-            return name, tensor
+            return name, stored
+        if last == "weight" and self._num_parts[module] == 1 and stored.dtype in _UNQUANTIZED:
+            return name, stored  # a module that was left as it was
         parts = self._pending.setdefault(module, {})
-        parts[last] = tensor
+        parts[last] = dense(stored[...])
         if len(parts) < self._num_parts[module]:
             return None
         del self._pending[module]
@@ -47,7 +52,7 @@ class WeightAssembly:
         except ValueError as error:
             raise ValueError(f"{module} {error}") from None
 
-    def does_without(self, name: str, tensor: Tensor) -> bool:
+    def does_without(self, name: str, stored: StoredTensor) -> bool:
         """Whether a quantized checkpoint may hold a tensor that the engine has no use for.
 
         Some tools give every quantized module a bias, of zeros where the model has none.
@@ -55,4 +60,4 @@ class WeightAssembly:
         if self._handler is None:
             return False
         last = name.rpartition(".")[2]
-        return last in self._handler.unused or (last == "bias" and not tensor.any())
+        return last in self._handler.unused or (last == "bias" and not dense(stored[...]).any())

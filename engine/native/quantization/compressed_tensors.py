@@ -29,7 +29,7 @@ class CompressedTensors:
         self._group = group
         self._unpacked = Scaled(group)
 
-    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows | Tensor:
+    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows:
         if "weight_packed" not in tensors:
             return self._unpacked.convert(tensors)
         bits = self._bits

@@ -18,10 +18,8 @@ class QuantizationHandler(Protocol):
     unused: frozenset[str]
     """Last names of tensors that the engine does without, such as scales of activations."""
 
-    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows | Tensor:
+    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows:
         """The weight of one module, of its tensors by their last names.
-
-        A module that was left as it was comes back as it is.
 
         Raises:
             ValueError: a tensor is missing, or they do not fit together.

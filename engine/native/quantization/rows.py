@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -61,7 +62,13 @@ class QuantizedRows:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: slice | tuple[slice, slice]) -> QuantizedRows:
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scales.dtype
+
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> QuantizedRows:
+        if isinstance(index, EllipsisType):
+            return self
         outputs, inputs = index if isinstance(index, tuple) else (index, slice(None))
         first, end, _ = inputs.indices(self.shape[1])
         groups = slice(None)

@@ -32,10 +32,8 @@ class Scaled:
         """``group`` is the number of inputs that share a scale, or the side of a block."""
         self._group = group
 
-    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows | Tensor:
+    def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows:
         weight = required(tensors, "weight")
-        if tensors.keys() == {"weight"} and weight.dtype not in _FORMATS:
-            return weight
         held = _FORMATS.get(weight.dtype)
         if held is None or weight.dim() != 2:
             raise ValueError(

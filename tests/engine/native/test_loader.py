@@ -100,7 +100,7 @@ NORM = "model.layers.0.input_layernorm.weight"
         ),
         (
             lambda t: t.update({NORM: torch.zeros(64, dtype=torch.int8)}),
-            f"{NORM} in model.safetensors is stored as int8 .supported: float32, float16, bfloat",
+            f"{NORM} in model.safetensors is stored as I8 .supported: F32, F16, BF16",
         ),
         (
             lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}),

@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
     **{f"{family} tied": (family, {"tie_word_embeddings": True}) for family in FAMILIES},
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with an odd MLP": ("llama", {"intermediate_size": 116}),
     "llama with large heads": ("llama", {"head_dim": 64}),
     "llama, a KV head for each head": ("llama", {"num_key_value_heads": 4}),
     "llama, rope llama3": ("llama", {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}),
@@ -147,9 +148,7 @@ def test_samples_and_goes_on_from_its_own_tokens(checkpoint: Path) -> None:
     results += [runner.execute(planner.plan({0: 1, 1: 1})) for _ in range(12)]
     assert all(result.duration_s > 0 for result in results)
     for sequence_id, tokens in prompts.items():
-        output = [
-            r.sampled_token_ids[sequence_id] for r in results if sequence_id in r.sampled_token_ids
-        ]
+        output = [token for r in results for token in r.sampled_token_ids.get(sequence_id, ())]
         assert len(output) == 13
         with torch.inference_mode():
             logits = reference(torch.tensor([tokens + output])).logits[0]
@@ -166,7 +165,7 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened(checkpoint: Pat
         planner.start(4, prompt, sampling)
         counts, output = {4: len(prompt)}, []
         for i in range(12):
-            output.append(runner.execute(planner.plan(counts)).sampled_token_ids[4])
+            output += runner.execute(planner.plan(counts)).sampled_token_ids[4]
             counts = {4: 1}
             if i == preempt_after:
                 planner.drop(4)

@@ -1,0 +1,78 @@
+"""What rank 0, which is in the engine process, and the workers say to each other, as msgpack.
+
+One pair of sockets per worker; the same words reach every worker in the same order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from engine.config import EngineConfig
+from scheduler.step_plan import StepPlan, StepResult
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    """To a worker, first of all: who it is and what it holds a part of."""
+
+    rank: int
+    directory: Path
+    """Where the ranks of the group meet."""
+    config: EngineConfig
+    """With the worker's own share of the threads."""
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: run this step."""
+
+    plan: StepPlan
+    previous: StepResult
+    """What the step before came to on rank 0, for the worker to compare its own with."""
+
+
+class Score(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: run this step without sampling, for the logits of every token."""
+
+    plan: StepPlan
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: its process runs and will join the group."""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: its part of the model is in memory, it waits for steps."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: it cannot go on; its process ends after this."""
+
+    message: str
+
+
+ToWorker = Join | Step | Score
+FromWorker = Started | Loaded | Failed
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is not Path:
+        raise NotImplementedError(f"no message holds a {kind.__name__}")
+    return Path(str(value))
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=str)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker, dec_hook=_path)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    return _to_worker.decode(data)
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    return _from_worker.decode(data)
