@@ -22,7 +22,7 @@ class EngineConfig:
     """Type of activations; also of weights and KV cache where nothing else is said."""
     quantization: str = "none"
     """Scheme that weights are held in: ``none`` (as stored), ``int8``, ``int8_g128``, ``int4`` or
-    ``int4_g128``, see ``profiles/numerics.yaml``."""
+    ``int4_g128`` (``profiles/numerics.yaml``); that of a checkpoint that is quantized already."""
     kv_cache_dtype: str = "auto"
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
     tensor_parallel_size: int = 1

@@ -127,6 +127,9 @@ def _check(options: CalibrateOptions) -> None:
     if options.dtype not in DTYPE_BYTES:
         known = ", ".join(DTYPE_BYTES)
         raise ValueError(f"dtype must be one of {known}, not {options.dtype!r}")
+    for name in options.quantizations:
+        if name in SCHEMES and name not in (online := formats_of(ENGINE).online):
+            raise ValueError(f"{name}: the native engine makes {', '.join(sorted(online))}")
     wants_compiled = bool(options.quantizations or options.kv_cache_dtypes)
     if wants_compiled and options.dtype != "float32":
         raise ValueError(
@@ -168,7 +171,7 @@ def _subjects(
     Raises:
         ValueError: a model cannot be run, or a form is not there; one line.
     """
-    schemes = dict.fromkeys((*_COMPARED, *options.quantizations) if compiled else ("none",))
+    asked = dict.fromkeys((*_COMPARED, *options.quantizations) if compiled else ("none",))
     for name in (None, *options.models):
         source = find_model(name)
         spec = ModelSpec.from_directory(source.directory)
@@ -176,6 +179,7 @@ def _subjects(
         plain = plain_kv_dtype(spec, ENGINE, profile.vendor)
         if not compiled and options.dtype == "float32":
             plain = "float32"
+        schemes = asked if spec.quantization is None else (spec.quantization.scheme.value,)
         for scheme in schemes:
             for kv_dtype in dict.fromkeys((plain, *options.kv_cache_dtypes)):
                 if kv_dtype == "auto":
@@ -265,7 +269,7 @@ def _calibrate_cuda(group: DeviceGroup, progress: Callable[[str], None]) -> Devi
 
 
 def _schemes() -> tuple[str, ...]:
-    known = formats_of(ENGINE).schemes
+    known = formats_of(ENGINE).online
     return tuple(name for name in SCHEMES if name in known and name != "none")
 
 

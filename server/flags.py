@@ -142,6 +142,36 @@ ClientApiKey = Annotated[
 MaxTokens = Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", min=0.0, max=2.0)]
 
+# ``ridgeline quality``.
+ComparedSchemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        help="Weights to compare: none, int8, int8_g128, int4, int4_g128; may be repeated. "
+        "All of them if not given.",
+    ),
+]
+ComparedKvCacheDtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="KV caches to compare: float32, bfloat16, int8; may be repeated. The model's own and "
+        "int8 if not given.",
+    ),
+]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", help="Text to compare on; UTF-8.", exists=False)
+]
+NumTokens = Annotated[
+    int, typer.Option("--tokens", help="Tokens of the text to compare on at most.", min=2)
+]
+Cases = Annotated[
+    int,
+    typer.Option(
+        help="Held-out questions of each kind that the bundled model answers; 0 asks none.", min=0
+    ),
+]
+
 # ``ridgeline hardware``.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 OnlyVendor = Annotated[

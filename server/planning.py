@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine.config import EngineConfig, SimulatedConfig
@@ -38,12 +39,13 @@ from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
 from profiles.numerics import (
     KV_TYPES,
-    SCHEMES,
     check_engine,
     check_kv_dtype,
     check_scheme,
+    formats_of,
     runs,
 )
+from profiles.quality import QualityTable
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -160,8 +162,9 @@ def decide_native(
     spec: ModelSpec,
     machine: Machine,
     plan: Plan | None = None,
+    quality: QualityTable = MappingProxyType({}),
 ) -> Decision:
-    """How the native engine runs on this machine.
+    """How the native engine runs on this machine; ``quality`` is what was measured of the model.
 
     Raises:
         ValueError: it cannot, as the user or the plan file wants it; one line.
@@ -170,12 +173,18 @@ def decide_native(
     user = replace(engine_pins(options), engine="native")
     on_cpu = machine.native.profile.is_cpu
     if on_cpu and not machine.has_compiler:
+        if spec.quantization is not None:
+            raise ValueError(
+                f"the checkpoint is quantized ({spec.quantization.method}), which needs compiled "
+                "kernels, but there is no C++ compiler: install g++ (or name another one in $CXX)"
+            )
         user = _without_compiler(user, plan, machine.native.profile)
     question = Question(
         model=name,
         spec=spec,
         hardware=(machine.native,),
         slo=Slo.parse(options.slo) if options.slo else Slo(),
+        quality=quality,
         pins=user,
         available_bytes=machine.available_bytes,
     )
@@ -213,7 +222,8 @@ def _without_compiler(user: Pins, plan: Plan | None, profile: AcceleratorProfile
     if plan is not None:
         quantization = quantization or _settings(plan).quantization
         kv_cache_dtype = kv_cache_dtype or _settings(plan).kv_cache_dtype
-    schemes = {n for n in SCHEMES if runs(check_scheme(n, profile, "native"))}
+    online = formats_of("native").online
+    schemes = {n for n in online if runs(check_scheme(n, profile, "native"))}
     kv_dtypes = {n for n in KV_TYPES if runs(check_kv_dtype(n, profile, "native"))}
     return replace(
         user,

@@ -21,6 +21,7 @@ from planner.plan import Plan, read_plan
 from profiles.detect import detect_hardware
 from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
+from profiles.quality import measured_quality
 from server import plan_words
 from server.app import create_app
 from server.banner import Banner
@@ -129,7 +130,8 @@ def _load_native(
     directory = source.directory
     spec = ModelSpec.from_directory(directory)
     check_files(directory)
-    decision = decide_native(options, options.model or source.name, directory, spec, machine, plan)
+    name, quality = options.model or source.name, measured_quality(directory)
+    decision = decide_native(options, name, directory, spec, machine, plan, quality)
     if isinstance(decision.config, EngineConfig) and decision.config.cpus:
         # This process keeps off the compute threads' cores; the engine's binds itself to them.
         os.sched_setaffinity(0, machine.placement.other_cpus)

@@ -23,6 +23,7 @@ from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
 from engine.native.parallel.partition import check_divisible, kv_heads_of
+from engine.native.quantization import handler_for
 from engine.native.random_weights import fill_with_noise
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
@@ -88,11 +89,7 @@ class ModelRunner:
         self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
             self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
-        if config.load_format == "random":
-            fill_with_noise(self._model)
-        else:
-            show_progress = config.show_progress and ranks.rank == 0
-            load_weights(self._model, config.model_dir, show_progress=show_progress)
+        self._fill_model(config, show_progress=config.show_progress and ranks.rank == 0)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
@@ -114,6 +111,14 @@ class ModelRunner:
         return choose_linear_kernels(
             self.spec, config.quantization, stored, dtype, config.linear_kernel, ranks.size
         )
+
+    def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
+        if config.load_format == "random":
+            fill_with_noise(self._model)
+            return
+        stored = self.spec.quantization
+        handler = None if stored is None else handler_for(stored)
+        load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
 
     def _choose_forward(self, config: EngineConfig, ranks: Communicator) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend

@@ -82,7 +82,7 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
         ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 64 tokens of the 1024"),
         ({"tensor_parallel_size": 3}, "16 attention heads do not divide by 3"),
         ({"tensor_parallel_size": 1024}, "tensor_parallel_size 1024: 1024 ranks need a core"),
-        ({"quantization": "fp8"}, "no kernels for fp8"),
+        ({"quantization": "fp8"}, "needs a checkpoint that was quantized beforehand"),
     ],
 )
 def test_contradictions_are_one_clear_line(pins: dict[str, object], message: str) -> None:

@@ -224,9 +224,11 @@ def test_a_processor_without_integer_products_still_saves_memory(features: set[s
 def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
     vllm, native = formats_of("vllm"), formats_of("native")
     assert vllm.online == {"none", "fp8", "fp8_w8a16", "bitsandbytes"}
-    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"} == native.schemes
+    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"}
+    assert native.within_reach == native.online
+    assert native.schemes == native.online | {"awq", "gptq", "gptq_int8", "fp8"}
+    assert vllm.within_reach == vllm.schemes
     assert (vllm.as_stored_on, native.as_stored_on) == (frozenset(), {"cpu"})
-    assert not native.quantized_checkpoints
     # Quality suffers most from few bits in the embedding and the head.
     assert all(SCHEMES[ends].quality_bits == 8 for ends in native.ends.values())
     assert native.ends["int4"] == native.ends["int4_g128"] == "int8"
@@ -265,7 +267,7 @@ def test_the_native_engine_on_gpus(
 
 
 def test_smaller_groups_come_first_where_nothing_else_decides() -> None:
-    names = [name for name in SCHEMES if name in formats_of("native").schemes]
+    names = [name for name in SCHEMES if name in formats_of("native").online]
     assert names == ["none", "int8", "int8_g128", "int4", "int4_g128"]
 
 
