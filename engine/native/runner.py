@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -173,15 +173,16 @@ class ModelRunner:
                     torch.cuda.current_stream().synchronize()  # or its time would be the next one's
         return StepResult(sampled, time.perf_counter() - start)
 
-    def forward(self, plan: StepPlan) -> Tensor:
-        """Runs a step without sampling: the logits of every scheduled token, in plan order.
+    def forward(self, plan: StepPlan, rows: Sequence[int] | None = None) -> Tensor:
+        """Runs a step without sampling: the logits of its tokens in plan order, or of ``rows``.
 
-        Returns float32 [plan.num_tokens, vocab_size]. For tests and for measuring quality.
+        Returns float32 [number of rows, vocab_size]. For tests and for measuring quality.
         """
         self._batch.apply(plan)
         with torch.inference_mode():
             inputs = self._batch.build(plan.scheduled)
-            logits = self._forward.logits(inputs, torch.arange(len(inputs.token_ids)))
+            wanted = torch.arange(len(inputs.token_ids)) if rows is None else torch.tensor(rows)
+            logits = self._forward.logits(inputs, wanted.long())
             return logits.to("cpu", copy=True)
 
     def check(self) -> None:
