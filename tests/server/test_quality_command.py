@@ -54,20 +54,24 @@ def test_people_get_a_table(data_home: Path, capsys: pytest.CaptureFixture[str])
     assert "Written to" in path[0]
 
 
-def test_the_bundled_model_also_answers_its_evaluation(
+def test_the_bundled_model_answers_its_evaluation_with_fewer_bits(
     data_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    most_lost = {"none": 0.0, "int8": 0.005, "int4": 0.02, "int4_g128": 0.02}
     run_quality(
         QualityOptions(
-            schemes=("int8",),
+            schemes=tuple(most_lost),
             kv_cache_dtypes=("bfloat16",),
             num_tokens=64,
-            num_cases=2,
+            num_cases=30,
             as_json=True,
         )
     )
-    (form,) = json.loads(capsys.readouterr().out)["forms"]
-    assert 0.7 < form["exact_match"] <= 1
+    forms = json.loads(capsys.readouterr().out)["forms"]
+    exact = {form["quantization"]: form["exact_match"] for form in forms}
+    assert exact["none"] > 0.85
+    for scheme, most in most_lost.items():
+        assert exact["none"] - exact[scheme] <= most, scheme
 
 
 def test_a_text_of_the_users_own(
