@@ -49,10 +49,13 @@ class InputBatch:
 
     Rows are reused; all index building is numpy over rows, so that a step costs a few
     microseconds for each sequence whatever the number of its tokens.
+
+    The ``num_blocks`` of its scheduler's plans are those of the cache from ``first_block`` on.
     """
 
-    def __init__(self, limits: SchedulerConfig) -> None:
+    def __init__(self, limits: SchedulerConfig, first_block: int = 0) -> None:
         self._limits = limits
+        self._first_block = first_block
         self._held: dict[int, _HeldSequence] = {}
         self._free_rows: list[int] = []
         max_blocks = -(-limits.max_model_len // limits.block_size)
@@ -163,7 +166,8 @@ class InputBatch:
                     f"sequence {scheduled.sequence_id} was given more blocks than max_model_len "
                     f"{self._limits.max_model_len} needs"
                 )
-            self._block_tables[held.row, first : first + len(new)] = new
+            in_cache = np.add(new, self._first_block)
+            self._block_tables[held.row, first : first + len(new)] = in_cache
             self._num_blocks[held.row] = first + len(new)
         return held.row
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
             point, or unknown to the model.
     """
     wanted = _wanted_tensors(model)
+    elsewhere = _modules_elsewhere(model)
     missing = set(wanted)
     files = _files(directory)
     total = sum(path.stat().st_size for path in files)
@@ -68,7 +70,7 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
                 if name in wanted:
                     _load(path, name, stored, *wanted[name])
                     missing.discard(name)
-                elif not _is_harmless(name):
+                elif not (_is_harmless(name) or _is_within(name, elsewhere)):
                     raise WeightLoadingError(
                         f"{path.name} holds {name}, which a model of this config.json has no use "
                         "for"
@@ -93,6 +95,20 @@ def _wanted_tensors(model: nn.Module) -> dict[str, tuple[ModelParameter, str]]:
         for part in parameter.parts:
             wanted[f"{prefix}.{part}.{kind}"] = (parameter, part)
     return wanted
+
+
+def _modules_elsewhere(model: nn.Module) -> set[str]:
+    """Names of the modules that only other ranks hold, as their parents say."""
+    return {
+        f"{parent}.{name}"
+        for parent, module in model.named_modules()
+        for name in getattr(module, "elsewhere", ())
+    }
+
+
+def _is_within(name: str, modules: set[str]) -> bool:
+    """Whether a tensor belongs to one of these modules."""
+    return any(name[: dot.start()] in modules for dot in re.finditer(r"\.", name))
 
 
 def _is_harmless(name: str) -> bool:

@@ -20,7 +20,8 @@ from engine.native.linear.select import choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
-from engine.native.parallel.partition import check_divisible, kv_heads_of
+from engine.native.parallel.partition import check_divisible, kv_heads_of, stage_of
+from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.config import SchedulerConfig
@@ -44,17 +45,26 @@ class ModelRunner:
     scheduler's to give out. One thread calls it: it is not thread-safe.
 
     With several ``ranks`` it holds a part of the model and of the cache. All ranks run the same
-    plans, and sample the same tokens from the same logits.
+    plans, and sample the same tokens from the same logits. In a ``pipeline`` it holds a stage,
+    runs that stage's part of each plan, and only samples in the last stage.
+
+    There are as many lanes as stages: batches that proceed by themselves, each with a scheduler, a
+    share of the cache and sequences of its own.
 
     Raises:
         ModelSpecError: the model is not supported, not for sequences so long, or cannot be split
-            over so many ranks.
+            over so many ranks or stages.
         WeightLoadingError: the weights are missing or broken.
         ValueError: ``dtype`` or ``attention_backend`` of the configuration is unknown.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
-    def __init__(self, config: EngineConfig, ranks: Communicator = SINGLE_RANK) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        ranks: Communicator = SINGLE_RANK,
+        pipeline: Pipeline = SINGLE_STAGE,
+    ) -> None:
         limits = config.scheduler
         dtype = DTYPES.get(config.dtype)
         if dtype is None:
@@ -64,7 +74,8 @@ class ModelRunner:
         _check_max_model_len(self.spec, limits.max_model_len)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         check_divisible(self.spec, ranks.size)
-        with rank_0_first(ranks):
+        stage = stage_of(self.spec, pipeline.rank, pipeline.size, config.stage_layers)
+        with rank_0_first(ranks), rank_0_first(pipeline):
             self._backend = select_attention_backend(
                 config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
             )
@@ -76,25 +87,33 @@ class ModelRunner:
                 config.linear_kernel,
                 ranks.size,
             )
-        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
-        show_progress = config.show_progress and ranks.rank == 0
+        self._model = build_model(
+            self.spec, limits.max_model_len, self._kernels, dtype, ranks, stage
+        )
+        show_progress = config.show_progress and ranks.rank == pipeline.rank == 0
         load_weights(self._model, config.model_dir, show_progress=show_progress)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
-            self.spec.num_layers,
-            limits.num_blocks,
+            len(stage.layers),
+            pipeline.size * limits.num_blocks,
             kv_heads.stop - kv_heads.start,
             limits.block_size,
             self.spec.head_dim,
         )
         self._forward: Forward
         compiled = self._kernels.are_compiled and isinstance(self._backend, NativeAttention)
-        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+        is_whole = ranks.size == pipeline.size == 1
+        if compiled and is_whole and CompiledForward.suits(self.spec):
             self._forward = CompiledForward(self._model, self.spec, self._caches)
         else:
-            self._forward = ModularForward(self._model, self._caches, self._backend)
+            self._forward = ModularForward(self._model, self._caches, self._backend, pipeline)
         self._limits = limits
-        self._batch = InputBatch(limits)
+        self._batches = [
+            InputBatch(limits, first_block=lane * limits.num_blocks)
+            for lane in range(pipeline.size)
+        ]
+        self.samples = pipeline.is_last
+        """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
 
     @property
     def detail(self) -> str:
@@ -104,36 +123,43 @@ class ModelRunner:
     @property
     def num_sequences(self) -> int:
         """Sequences that have started and have not been dropped."""
-        return len(self._batch)
+        return sum(map(len, self._batches))
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step.
+    def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
+        """Runs one step of a lane.
 
         Raises:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
         start = time.perf_counter()
-        self._batch.apply(plan)
+        batch = self._batches[lane]
+        batch.apply(plan)
         sampled: dict[int, int] = {}
         if plan.scheduled:
-            inputs = self._batch.build(plan.scheduled)
+            inputs = batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if inputs.sampled_ids:
-                    rows = [self._batch.sampling_row(i) for i in inputs.sampled_ids]
+                if self.samples and inputs.sampled_ids:
+                    rows = [batch.sampling_row(i) for i in inputs.sampled_ids]
                     tokens = sampler.sample(logits, rows)
-                    self._batch.append(inputs.sampled_ids, tokens)
+                    batch.append(inputs.sampled_ids, tokens)
                     sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
         return StepResult(sampled, time.perf_counter() - start)
+
+    def take_in(self, result: StepResult, lane: int) -> None:
+        """Learns what the last stage sampled in a lane's step before."""
+        sampled = result.sampled_token_ids
+        self._batches[lane].append(tuple(sampled), tuple(sampled.values()))
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Runs a step without sampling: the logits of every scheduled token, in plan order.
 
         Returns float32 [plan.num_tokens, vocab_size]. For tests and for measuring quality.
         """
-        self._batch.apply(plan)
+        batch = self._batches[0]
+        batch.apply(plan)
         with torch.inference_mode():
-            inputs = self._batch.build(plan.scheduled)
+            inputs = batch.build(plan.scheduled)
             return self._forward.logits(inputs, torch.arange(len(inputs.token_ids))).clone()
 
     def check(self) -> None:

@@ -20,6 +20,7 @@ from engine.native.layers.norm import RMSNorm
 from engine.native.layers.rotary import RotaryEmbedding, rotate
 from engine.native.linear.select import LinearKernels
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
+from engine.native.parallel.partition import Stage
 from profiles.model_spec import ModelSpec
 
 
@@ -138,6 +139,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The layers of a pipeline's stage, and what of the ends it holds."""
+
+    embed_tokens: VocabParallelEmbedding
+    """Of the first stage, and of the last one where it is the head too."""
+    norm: RMSNorm
+    """Of the last stage."""
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -145,15 +153,23 @@ class Decoder(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator,
+        stage: Stage,
     ) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(
-            spec.vocab_size, spec.hidden_size, kernels.head, ranks
-        )
-        self.layers = nn.ModuleList(
-            DecoderLayer(spec, window, kernels, dtype, ranks) for window in spec.sliding_window
-        )
-        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        if stage.is_first or (stage.is_last and spec.tie_word_embeddings):
+            self.embed_tokens = VocabParallelEmbedding(
+                spec.vocab_size, spec.hidden_size, kernels.head, ranks
+            )
+        self.layers = nn.ModuleList()
+        for i in stage.layers:  # by their numbers in the model, which name their weights
+            window = spec.sliding_window[i]
+            self.layers.add_module(str(i), DecoderLayer(spec, window, kernels, dtype, ranks))
+        if stage.is_last:
+            self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        held = {name for name, _ in self.named_modules()}
+        everything = [f"layers.{i}" for i in range(spec.num_layers)] + ["embed_tokens", "norm"]
+        self.elsewhere = tuple(name for name in everything if name not in held)
+        """Modules that other stages hold."""
         self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
 
     def forward(
@@ -163,8 +179,10 @@ class Decoder(nn.Module):
         max_context_len: int,
         caches: list[LayerCache],
         backend: AttentionBackend,
+        hidden: Tensor | None,
     ) -> Tensor:
-        hidden: Tensor = self.embed_tokens(token_ids)
+        if hidden is None:
+            hidden = self.embed_tokens(token_ids)
         angles = self.rotary.angles(positions, max_context_len, hidden.dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden = layer(hidden, angles, cache, backend)
@@ -173,7 +191,8 @@ class Decoder(nn.Module):
 
 class DecoderForCausalLM(nn.Module):
     """Token ids → hidden states → logits; the two halves are apart so that only rows that
-    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix."""
+    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix, each
+    stage of a pipeline some of the layers."""
 
     def __init__(
         self,
@@ -182,9 +201,17 @@ class DecoderForCausalLM(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator = SINGLE_RANK,
+        stage: Stage | None = None,
     ) -> None:
         super().__init__()
-        self.model = Decoder(spec, max_model_len, kernels, dtype, ranks)
+        stage = stage or Stage(range(spec.num_layers))
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.dtype = dtype
+        """Of hidden states."""
+        self.model = Decoder(spec, max_model_len, kernels, dtype, ranks, stage)
+        if not stage.is_last:
+            return
         if spec.tie_word_embeddings:
             self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
         else:
@@ -199,15 +226,17 @@ class DecoderForCausalLM(nn.Module):
         max_context_len: int,
         caches: list[LayerCache],
         backend: AttentionBackend,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [num_tokens, hidden_size] of int64 ids and positions [num_tokens].
 
         ``max_context_len`` exceeds every position; ``backend`` has been prepared for the batch.
+        Every stage but the first takes the ``hidden`` states of the one before it.
         """
-        hidden: Tensor = self.model(token_ids, positions, max_context_len, caches, backend)
-        return hidden
+        output: Tensor = self.model(token_ids, positions, max_context_len, caches, backend, hidden)
+        return output
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocab_size], in float32, of hidden states [n, hidden_size]."""
+        """Logits [n, vocab_size], in float32, of the last stage's hidden states [n, size]."""
         logits: Tensor = self.lm_head(self.model.norm(hidden))
         return logits.float()

@@ -19,7 +19,7 @@ from engine.config import EngineConfig
 from engine.loop import ExecutorError
 from engine.native.loader import WeightLoadingError
 from engine.native.parallel import process_group
-from engine.native.parallel.executor import TensorParallelExecutor
+from engine.native.parallel.executor import ParallelExecutor
 from engine.native.runner import ModelRunner
 from profiles.model_spec import ModelSpecError
 from scheduler.sampling_params import SamplingParams
@@ -43,7 +43,7 @@ def config_for(directory: Path, size: int) -> EngineConfig:
 
 
 def run_to_the_end(
-    executor: ModelRunner | TensorParallelExecutor, sampling: list[SamplingParams]
+    executor: ModelRunner | ParallelExecutor, sampling: list[SamplingParams]
 ) -> dict[int, list[int]]:
     """Tokens of all prompts; a sequence is preempted on the way and comes back."""
     planner = Planner(LIMITS, seed=2)
@@ -88,9 +88,9 @@ def one_rank(checkpoint: Path) -> ModelRunner:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def executor(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[TensorParallelExecutor]:
+def executor(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[ParallelExecutor]:
     """2 ranks, or 4 that hold copies of 2 KV heads."""
-    executor = TensorParallelExecutor(config_for(checkpoint, request.param))
+    executor = ParallelExecutor(config_for(checkpoint, request.param))
     executor.warm_up()
     yield executor
     pids = executor.worker_pids
@@ -98,9 +98,7 @@ def executor(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Tenso
     assert not any(map(is_running, pids))
 
 
-def test_logits_are_those_of_one_rank(
-    executor: TensorParallelExecutor, one_rank: ModelRunner
-) -> None:
+def test_logits_are_those_of_one_rank(executor: ParallelExecutor, one_rank: ModelRunner) -> None:
     expected = logits_of(one_rank, PROMPTS, whole)
     actual: list[dict[int, Tensor]] = [logits_of(executor, PROMPTS, s) for s in (whole, mixed)]
     for i in PROMPTS:
@@ -108,9 +106,7 @@ def test_logits_are_those_of_one_rank(
         assert actual[0][i].equal(actual[1][i]), "a row depends on the rows beside it"
 
 
-def test_tokens_are_those_of_one_rank(
-    executor: TensorParallelExecutor, one_rank: ModelRunner
-) -> None:
+def test_tokens_are_those_of_one_rank(executor: ParallelExecutor, one_rank: ModelRunner) -> None:
     assert run_to_the_end(executor, [GREEDY]) == run_to_the_end(one_rank, [GREEDY])
     assert run_to_the_end(executor, VARIED) == run_to_the_end(one_rank, VARIED)
 
@@ -120,7 +116,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("one"))
 
 
-def decode_many(executor: TensorParallelExecutor) -> None:
+def decode_many(executor: ParallelExecutor) -> None:
     planner = Planner(LIMITS)
     planner.start(0, PROMPTS[0])
     executor.execute(planner.plan({0: 30}))
@@ -129,7 +125,7 @@ def decode_many(executor: TensorParallelExecutor) -> None:
 
 
 def test_a_killed_rank_is_named(qwen3: Path) -> None:
-    executor = TensorParallelExecutor(config_for(qwen3, 4))
+    executor = ParallelExecutor(config_for(qwen3, 4))
     executor.check()
     os.kill(executor.worker_pids[1], signal.SIGKILL)
     began = time.monotonic()
@@ -146,7 +142,7 @@ def test_a_killed_rank_is_named(qwen3: Path) -> None:
 
 def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "_TIMEOUT", timedelta(seconds=2))
-    executor = TensorParallelExecutor(config_for(qwen3, 2))
+    executor = ParallelExecutor(config_for(qwen3, 2))
     os.kill(executor.worker_pids[0], signal.SIGSTOP)
     with pytest.raises(ExecutorError, match="a rank does not answer: ") as lost:
         decode_many(executor)
@@ -156,8 +152,8 @@ def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rank_that_knows_why_it_ends_says_so(qwen3: Path) -> None:
-    executor = TensorParallelExecutor(config_for(qwen3, 2))
-    executor._previous = StepResult({7: 1})  # as if rank 0 had sampled what the other had not
+    executor = ParallelExecutor(config_for(qwen3, 2))
+    executor._previous[0] = StepResult({7: 1})  # as if rank 0 had sampled what the other had not
     with pytest.raises(ExecutorError, match="rank 1 of 2: it sampled other tokens than rank 0"):
         decode_many(executor)
     executor.close()
@@ -167,9 +163,9 @@ def test_what_cannot_be_loaded_is_what_one_rank_says(qwen3: Path, tmp_path: Path
     for file in qwen3.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:20_000])
     with pytest.raises(WeightLoadingError, match="is not a complete safetensors file"):
-        TensorParallelExecutor(config_for(tmp_path, 2))
+        ParallelExecutor(config_for(tmp_path, 2))
     with pytest.raises(ModelSpecError, match="4 attention heads cannot be divided among 3 ranks"):
-        TensorParallelExecutor(config_for(qwen3, 3))
+        ParallelExecutor(config_for(qwen3, 3))
 
 
 _ENGINE = """
@@ -177,11 +173,11 @@ import sys
 from pathlib import Path
 from engine.config import EngineConfig
 from engine.native.parallel import process_group
-from engine.native.parallel.executor import TensorParallelExecutor
+from engine.native.parallel.executor import ParallelExecutor
 from scheduler.config import SchedulerConfig
 limits = SchedulerConfig(num_blocks=10, max_model_len=100)
 config = EngineConfig(Path(sys.argv[1]), limits, num_threads=1, tensor_parallel_size=2)
-executor = TensorParallelExecutor(config)
+executor = ParallelExecutor(config)
 print(*executor.worker_pids, flush=True)
 sys.stdin.read()
 """
