@@ -92,6 +92,8 @@ def native_config(
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,
         tensor_parallel_size=sized.candidate.tensor_parallel_size,
+        pipeline_parallel_size=sized.candidate.pipeline_parallel_size,
+        stage_layers=sized.stage_layers,
         num_threads=options.num_threads,
         cpus=options.cpus,
         attention_backend=options.attention_backend,

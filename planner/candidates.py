@@ -80,7 +80,9 @@ def with_cpu_ranks(question: Question) -> Question:
     Raises:
         PinError: there are more ranks than cores.
     """
-    size = question.pins.tensor_parallel_size or 1
+    pins = question.pins
+    tensor, stages = pins.tensor_parallel_size or 1, pins.pipeline_parallel_size or 1
+    size = tensor * stages
     if size == 1 or not any(_is_whole_cpu(group) for group in question.hardware):
         return question
     try:
@@ -89,7 +91,9 @@ def with_cpu_ranks(question: Question) -> Question:
             for group in question.hardware
         )
     except ValueError as error:
-        raise PinError(f"tensor_parallel_size {size}: {error}") from None
+        asked = {"tensor_parallel_size": tensor, "pipeline_parallel_size": stages}
+        named = ", ".join(f"{name} {count}" for name, count in asked.items() if count > 1)
+        raise PinError(f"{named}: {error}") from None
     available = question.available_bytes
     return replace(
         question,
@@ -359,7 +363,13 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
             found.ruled_out[f"TP {tp}"] = reason
             continue
         for pp in _sizes(pins.pipeline_parallel_size, group.count // tp):
-            if pp > spec.num_layers or (pp > 1 and _why_not_linked(group, tp * pp)):
+            if pp > spec.num_layers:
+                if pins.pipeline_parallel_size:
+                    raise PinError(
+                        f"pipeline_parallel_size {pp}: the model has only {spec.num_layers} layers"
+                    )
+                continue
+            if pp > 1 and _why_not_linked(group, tp * pp):
                 continue
             for replicas in _replicas(question, group.count // (tp * pp)):
                 any_layout = True

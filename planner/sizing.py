@@ -51,6 +51,8 @@ class Sized:
     limits: Limits
     ledger: MemoryLedger
     model: StepTimeModel
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each pipeline stage."""
 
     @property
     def num_lanes(self) -> int:
@@ -182,7 +184,8 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
                 shortfall_bytes=(shortest - capacity) * ledger.kv_block_bytes // limits.block_size,
             )
         limits = replace(limits, max_model_len=capacity // lanes)
-    return Sized(candidate, limits, ledger, step_time_model(question.spec, candidate, group))
+    model = step_time_model(question.spec, candidate, group)
+    return Sized(candidate, limits, ledger, model, demand.stage_layers)
 
 
 def needed_length(question: Question) -> int:

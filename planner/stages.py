@@ -82,11 +82,18 @@ def stage_layers(
     Raises:
         ValueError: there are fewer layers than stages.
     """
-    costs = [1.0] * spec.num_layers
+    if num_stages == 1:
+        return (spec.num_layers,)
     if engine == "vllm":
-        return divide_layers(costs, num_stages)
+        return divide_layers([1.0] * spec.num_layers, num_stages)
+    head = spec.vocab_size * spec.hidden_size * weights.bytes_of(TensorRole.HEAD)
+    return divide_layers(bytes_by_layer(spec, weights), num_stages, last=head)
+
+
+def bytes_by_layer(spec: ModelSpec, weights: WeightFormat) -> list[float]:
+    """Bytes of each layer's weights in this format."""
+    sizes = [0.0] * spec.num_layers
     for layer, weight in spec.layout.weights():
         if layer is not None:
-            costs[layer] += weight.num_elements * weights.bytes_of(weight.role)
-    head = spec.vocab_size * spec.hidden_size * weights.bytes_of(TensorRole.HEAD)
-    return divide_layers(costs, num_stages, last=head)
+            sizes[layer] += weight.num_elements * weights.bytes_of(weight.role)
+    return sizes

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from profiles.model_spec import AttentionKind, AttentionSpec, ModelSpec, TensorRole
+from profiles.model_spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec, TensorRole
 
 LINEAR_ROLES = (TensorRole.ATTENTION, TensorRole.MLP, TensorRole.ROUTER)
 """Weights that every token passes, in every layer."""
@@ -213,9 +213,9 @@ def step_cost(
     )
 
 
-def kv_elements_per_token(spec: ModelSpec, tensor_parallel_size: int) -> float:
-    """Elements that one token adds to the KV cache of one device, windows ignored."""
-    return sum(_kv_elements(layer.attention, tensor_parallel_size) for layer in spec.layers)
+def kv_elements_per_token(layers: Iterable[LayerSpec], tensor_parallel_size: int) -> float:
+    """Elements that one token adds to one device's KV cache of these layers, windows ignored."""
+    return sum(_kv_elements(layer.attention, tensor_parallel_size) for layer in layers)
 
 
 def _kv_elements(attention: AttentionSpec, tp: int) -> float:

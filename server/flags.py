@@ -78,7 +78,8 @@ TensorParallelSize = Annotated[
     typer.Option(help="Devices (on a CPU: processes) that each layer is split over.", min=1),
 ]
 PipelineParallelSize = Annotated[
-    int | None, typer.Option(help="Devices that the layers are divided among.", min=1)
+    int | None,
+    typer.Option(help="Devices (on a CPU: processes) that the layers are divided among.", min=1),
 ]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1)]
 MaxModelLen = Annotated[

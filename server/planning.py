@@ -333,6 +333,7 @@ def _as_sized(sized: Sized) -> dict[str, Any]:
         "quantization": candidate.scheme.name,
         "kv_cache_dtype": candidate.kv_dtype,
         "tensor_parallel_size": candidate.tensor_parallel_size,
+        "pipeline_parallel_size": candidate.pipeline_parallel_size,
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_model_len": limits.max_model_len,
