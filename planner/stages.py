@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from profiles.model_spec import ModelSpec, TensorRole
 from profiles.step_cost import WeightFormat
 
 
+@lru_cache(maxsize=256)
 def divide_layers(
-    costs: Sequence[float],
+    costs: tuple[float, ...],
     num_stages: int,
     *,
     last: float = 0.0,
-    speeds: Sequence[float] = (),
+    speeds: tuple[float, ...] = (),
 ) -> tuple[int, ...]:
     """How many consecutive layers each stage gets, so that the slowest is as fast as can be.
 
@@ -40,35 +39,25 @@ def divide_layers(
         beside = last if stage == num_stages - 1 else 0.0
         return (before[end] - before[first] + beside) / speeds[stage]
 
-    # For each layer that the stage could begin with: the slowest of it and those behind it, and
-    # where it ends.
+    # For each layer that a stage could begin with: the slowest of it and those behind it, and
+    # where it ends, negative so that the latest of equally good ends is the smallest.
     stages: list[dict[int, tuple[float, int]]] = []
-    behind = {num_layers: (0.0, num_layers)}
+    behind = {num_layers: (0.0, 0)}
     for stage in reversed(range(num_stages)):
         first_ones = range(stage, num_layers - (num_stages - stage) + 1) if stage else (0,)
-        behind = {first: _best_end(first, behind, partial(seconds, stage)) for first in first_ones}
+        behind = {
+            first: min(
+                (max(seconds(stage, first, end), slowest), -end)
+                for end, (slowest, _) in behind.items()
+                if end > first
+            )
+            for first in first_ones
+        }
         stages.insert(0, behind)
     ends = [0]
     for ways in stages:
-        ends.append(ways[ends[-1]][1])
+        ends.append(-ways[ends[-1]][1])
     return tuple(end - first for first, end in pairwise(ends))
-
-
-def _best_end(
-    first: int, behind: dict[int, tuple[float, int]], seconds: Callable[[int, int], float]
-) -> tuple[float, int]:
-    """The time of the slowest stage when one that begins with ``first`` ends best, and that end.
-
-    The later it ends, the longer it takes and the less is left for those behind: the best end is
-    where the two meet.
-    """
-    ends = [end for end in behind if end > first]
-    meeting = bisect_left(ends, True, key=lambda end: seconds(first, end) >= behind[end][0])
-    near = ends[max(0, meeting - 1) : meeting + 1]
-    return min(
-        ((max(seconds(first, end), behind[end][0]), end) for end in near),
-        key=lambda way: (way[0], -way[1]),
-    )
 
 
 def stage_layers(
@@ -85,15 +74,15 @@ def stage_layers(
     if num_stages == 1:
         return (spec.num_layers,)
     if engine == "vllm":
-        return divide_layers([1.0] * spec.num_layers, num_stages)
+        return divide_layers((1.0,) * spec.num_layers, num_stages)
     head = spec.vocab_size * spec.hidden_size * weights.bytes_of(TensorRole.HEAD)
     return divide_layers(bytes_by_layer(spec, weights), num_stages, last=head)
 
 
-def bytes_by_layer(spec: ModelSpec, weights: WeightFormat) -> list[float]:
+def bytes_by_layer(spec: ModelSpec, weights: WeightFormat) -> tuple[float, ...]:
     """Bytes of each layer's weights in this format."""
     sizes = [0.0] * spec.num_layers
     for layer, weight in spec.layout.weights():
         if layer is not None:
             sizes[layer] += weight.num_elements * weights.bytes_of(weight.role)
-    return sizes
+    return tuple(sizes)

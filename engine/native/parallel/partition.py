@@ -51,7 +51,7 @@ def stage_of(spec: ModelSpec, from_end: int, num_stages: int, counts: Sequence[i
     num_layers, stage = spec.num_layers, num_stages - 1 - from_end
     if not counts:
         try:
-            counts = divide_layers([1.0] * num_layers, num_stages)
+            counts = divide_layers((1.0,) * num_layers, num_stages)
         except ValueError as error:
             raise ModelSpecError(str(error)) from None
     if len(counts) != num_stages or sum(counts) != num_layers or min(counts) < 1:

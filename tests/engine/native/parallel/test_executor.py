@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -38,8 +39,26 @@ VARIED = [
 ]
 
 
-def config_for(directory: Path, size: int) -> EngineConfig:
-    return EngineConfig(directory, LIMITS, num_threads=1, tensor_parallel_size=size)
+TIED = {"tie_word_embeddings": True}
+LAYOUTS: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    **{f"{family}, TP {size}": (family, {}, size, 1) for family in FAMILIES for size in (2, 4)},
+    "llama, PP 2": ("llama", {}, 1, 2),
+    "qwen2, PP 3": ("qwen2", {"num_hidden_layers": 4}, 1, 3),
+    "qwen3 tied, PP 3": ("qwen3", TIED, 1, 3),
+    "qwen3 tied, TP 2, PP 2": ("qwen3", TIED, 2, 2),
+    "mistral, TP 2, PP 2": ("mistral", {"sliding_window": 11}, 2, 2),
+}
+"""Ranks: 2; 4 that hold copies of 2 KV heads; stages of unequal numbers of layers; a grid."""
+
+
+def config_for(directory: Path, size: int, stages: int = 1) -> EngineConfig:
+    return EngineConfig(
+        directory,
+        LIMITS,
+        num_threads=1,
+        tensor_parallel_size=size,
+        pipeline_parallel_size=stages,
+    )
 
 
 def run_to_the_end(
@@ -77,28 +96,29 @@ def wait_until_gone(pids: tuple[int, ...], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+class Pair(NamedTuple):
+    """The same model split and whole."""
+
+    executor: ParallelExecutor
+    one_rank: ModelRunner
 
 
-@pytest.fixture(scope="module")
-def one_rank(checkpoint: Path) -> ModelRunner:
-    return ModelRunner(config_for(checkpoint, 1))
-
-
-@pytest.fixture(scope="module", params=[2, 4])
-def executor(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[ParallelExecutor]:
-    """2 ranks, or 4 that hold copies of 2 KV heads."""
-    executor = ParallelExecutor(config_for(checkpoint, request.param))
+@pytest.fixture(scope="module", params=LAYOUTS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    family, overrides, size, stages = LAYOUTS[request.param]
+    checkpoint = make_checkpoint(family, tmp_path_factory.mktemp(family), **overrides)
+    executor = ParallelExecutor(config_for(checkpoint, size, stages))
     executor.warm_up()
-    yield executor
+    yield Pair(executor, ModelRunner(config_for(checkpoint, 1)))
     pids = executor.worker_pids
     executor.close()
     assert not any(map(is_running, pids))
 
 
-def test_logits_are_those_of_one_rank(executor: ParallelExecutor, one_rank: ModelRunner) -> None:
+def test_logits_are_those_of_one_rank(pair: Pair) -> None:
+    executor, one_rank = pair
     expected = logits_of(one_rank, PROMPTS, whole)
     actual: list[dict[int, Tensor]] = [logits_of(executor, PROMPTS, s) for s in (whole, mixed)]
     for i in PROMPTS:
@@ -106,7 +126,8 @@ def test_logits_are_those_of_one_rank(executor: ParallelExecutor, one_rank: Mode
         assert actual[0][i].equal(actual[1][i]), "a row depends on the rows beside it"
 
 
-def test_tokens_are_those_of_one_rank(executor: ParallelExecutor, one_rank: ModelRunner) -> None:
+def test_tokens_are_those_of_one_rank(pair: Pair) -> None:
+    executor, one_rank = pair
     assert run_to_the_end(executor, [GREEDY]) == run_to_the_end(one_rank, [GREEDY])
     assert run_to_the_end(executor, VARIED) == run_to_the_end(one_rank, VARIED)
 
@@ -124,12 +145,14 @@ def decode_many(executor: ParallelExecutor) -> None:
         executor.execute(planner.plan({0: 1}))
 
 
-def test_a_killed_rank_is_named(qwen3: Path) -> None:
-    executor = ParallelExecutor(config_for(qwen3, 4))
+@pytest.mark.parametrize(("size", "stages"), [(4, 1), (1, 3), (2, 2)])
+def test_a_killed_rank_is_named(size: int, stages: int, qwen3: Path) -> None:
+    executor = ParallelExecutor(config_for(qwen3, size, stages))
     executor.check()
-    os.kill(executor.worker_pids[1], signal.SIGKILL)
+    rank = size * stages - 2  # in a pipeline of 3 the one in the middle, in the grid the first
+    os.kill(executor.worker_pids[rank - 1], signal.SIGKILL)
     began = time.monotonic()
-    reason = "process of rank 2 of 4 ended with signal 9"
+    reason = f"process of rank {rank} of {size * stages} ended with signal 9"
     with pytest.raises(ExecutorError, match=reason):
         decode_many(executor)
     with pytest.raises(ExecutorError, match=reason):
@@ -140,9 +163,12 @@ def test_a_killed_rank_is_named(qwen3: Path) -> None:
     assert not any(map(is_running, pids))
 
 
-def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "stages"), [(2, 1), (1, 2)])
+def test_a_rank_that_hangs_is_given_up(
+    size: int, stages: int, qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process_group, "_TIMEOUT", timedelta(seconds=2))
-    executor = ParallelExecutor(config_for(qwen3, 2))
+    executor = ParallelExecutor(config_for(qwen3, size, stages))
     os.kill(executor.worker_pids[0], signal.SIGSTOP)
     with pytest.raises(ExecutorError, match="a rank does not answer: ") as lost:
         decode_many(executor)
@@ -166,6 +192,8 @@ def test_what_cannot_be_loaded_is_what_one_rank_says(qwen3: Path, tmp_path: Path
         ParallelExecutor(config_for(tmp_path, 2))
     with pytest.raises(ModelSpecError, match="4 attention heads cannot be divided among 3 ranks"):
         ParallelExecutor(config_for(qwen3, 3))
+    with pytest.raises(ModelSpecError, match="3 layers cannot be divided among 4 stages"):
+        ParallelExecutor(config_for(qwen3, 1, 4))
 
 
 _ENGINE = """
