@@ -60,7 +60,9 @@ def main(
     print(f"Workload: {prompt_tokens} prompt and {output_tokens} output tokens, closed loop\n")
     print(_HEADER)
     for model in models or [""]:
-        with running([*([model] if model else []), *server_flags.split()]) as base_url:
+        # Answers to random prompts go round in circles, of which speculation would make too much.
+        flags = ["--speculative-tokens", "0", *server_flags.split()]
+        with running([*([model] if model else []), *flags]) as base_url:
             for lanes in concurrency:
                 s = asyncio.run(measure(base_url, lanes, prompt_tokens, output_tokens, repeats))
                 print(

@@ -42,6 +42,8 @@ class EngineConfig:
     """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    step_time: StepTimeModel | None = None
+    """What its steps are predicted to take, for decisions while it runs (speculation)."""
     show_progress: bool = True
     """Draw a progress bar while weights load, where standard error is a terminal."""
 

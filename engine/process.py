@@ -149,13 +149,13 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
 
         runner = ModelRunner(config)
         runner.warm_up()
-        scheduler = Scheduler(config.scheduler)
+        scheduler = Scheduler(config.scheduler, config.step_time)
         return EngineLoop(scheduler, runner, runner.spec.vocab_size, send), runner.detail
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
     executor.warm_up()
-    schedulers = [Scheduler(config.scheduler) for _ in range(config.num_lanes)]
+    schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
     return PipelinedLoop(schedulers, executor, executor.spec.vocab_size, send), executor.detail
 
 

@@ -19,6 +19,9 @@ _PINNED_SETTINGS = {field.name for field in dataclasses.fields(Settings)} & {
 } - {"gpu_memory_utilization"}
 """What of a plan decides its memory; the share of memory that was taken only follows from it."""
 
+DEFAULT_SPECULATIVE_TOKENS = 7
+"""Eight rows with the token that is due: little dearer than one where weights come from memory."""
+
 
 class PlanRefusedError(ValueError):
     """There is no plan, or it cannot be carried out here; one line with what would help."""
@@ -34,6 +37,8 @@ class NativeOptions:
     """The hardware thread that each is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     linear_kernel: str = "auto"
+    num_speculative_tokens: int = DEFAULT_SPECULATIVE_TOKENS
+    """Tokens drafted for one sequence in one step at most; 0 drafts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,10 @@ def native_config(
         cpus=options.cpus,
         attention_backend=options.attention_backend,
         linear_kernel=options.linear_kernel,
-        scheduler=_scheduler(sized, pins),
+        step_time=sized.model,
+        scheduler=replace(
+            _scheduler(sized, pins), num_speculative_tokens=options.num_speculative_tokens
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 Nothing is executed and nobody waits, so a minute of serving takes milliseconds. HTTP and
 tokenizing are what ``planner.host`` says of them; stop tokens are not modelled (every output has
-the length that the workload says).
+the length that the workload says), nor is speculation (nobody knows what would be accepted).
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class _Host:
         plan = self._scheduler.schedule()
         if plan.scheduled:
             self._spend(self._shape(plan), 1)
-        sampled = {s.sequence_id: PLACEHOLDER_TOKEN for s in plan.scheduled if s.samples}
+        sampled = {s.sequence_id: (PLACEHOLDER_TOKEN,) for s in plan.scheduled if s.samples}
         for output in self._scheduler.update(plan, StepResult(sampled)):
             self._take_in(output)
 

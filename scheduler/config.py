@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_SPECULATIVE_TOKENS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -28,6 +30,8 @@ class SchedulerConfig:
     """Several prompts share what a step has left (see ``policy.prefill_share``); otherwise the
     first in order takes all it wants, as vLLM's scheduler does."""
     enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0
+    """Tokens drafted for one sequence in one step at most, see ``scheduler.speculation``."""
     priority_aging_s: float = 10.0
     """How much later an arrival with priority p+1 counts than one with priority p, in seconds."""
 
@@ -48,5 +52,10 @@ class SchedulerConfig:
             )
         if self.max_prefill_chunk is not None and self.max_prefill_chunk < 1:
             raise ValueError(f"max_prefill_chunk must be at least 1, not {self.max_prefill_chunk}")
+        if not 0 <= self.num_speculative_tokens <= MOST_SPECULATIVE_TOKENS:
+            raise ValueError(
+                f"num_speculative_tokens must be 0 to {MOST_SPECULATIVE_TOKENS}, not "
+                f"{self.num_speculative_tokens}"
+            )
         if self.priority_aging_s < 0:
             raise ValueError(f"priority_aging_s must not be negative, not {self.priority_aging_s}")

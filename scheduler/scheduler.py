@@ -5,11 +5,12 @@ There is no prefill phase and no decode phase. Every sequence has ``num_computed
 
     schedule() → StepPlan      first everyone who wants one token, then those who want more
                                (followers among them, when what they wait for is computed),
-                               then newcomers, while tokens, places and blocks last
-    update(plan, result)       counts move, sampled tokens are appended, stops are checked
+                               then newcomers, while tokens, places and blocks last; drafts
+                               take what nobody else wants
+    update(plan, result)       sampled tokens are appended, stops are checked, counts move
 
-See ``scheduler.policy`` for the order of sequences and the starvation bound, and
-``scheduler.admission`` for who holds which blocks.
+See ``scheduler.policy`` for the order of sequences and the starvation bound,
+``scheduler.admission`` for who holds which blocks, and ``scheduler.speculation`` for drafts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from profiles.step_time import StepTimeModel
 from scheduler.admission import Admission, by_order
 from scheduler.config import SchedulerConfig
 from scheduler.policy import prefill_share, virtual_deadline
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
+from scheduler.speculation import Speculation
 from scheduler.step_plan import (
     ScheduledSequence,
     SequenceOutput,
@@ -48,15 +51,20 @@ class SchedulerStats:
     num_prefix_hits: int = 0
     """Of those, tokens found."""
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    """Tokens drafted by speculation."""
+    num_accepted_tokens: int = 0
+    """Of those, tokens that were right: each saved a step of its sequence."""
 
 
 class Scheduler:
     """Continuous batching over a paged KV cache.
 
     A host calls ``add`` and ``abort`` between steps, and ``schedule`` and ``update`` in turns.
+    ``step_time`` tells whether drafts pay.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, step_time: StepTimeModel | None = None) -> None:
         self.config = config
         self._admission = Admission(config)
         self._running = self._admission.running
@@ -70,6 +78,7 @@ class Scheduler:
         self._next_sequence_id = 0
         self._next_step_id = 0
         self._num_preemptions = 0
+        self._speculation = Speculation(config, step_time)
 
     # ------------------------------------------------------------------ requests come and go
 
@@ -135,6 +144,7 @@ class Scheduler:
         """Chooses who runs in the next step and gives them their blocks."""
         num_waiting = len(self._admission.waiting)
         chunks, new_blocks = self._schedule_single_tokens()
+        due = list(chunks)
         anyone_gave_way = len(self._admission.waiting) > num_waiting
         left = self.config.max_num_batched_tokens - len(chunks)
         started = []
@@ -163,21 +173,42 @@ class Scheduler:
                 extra = min(left, self._chunk_wanted(sequence) - chunks[sequence])
                 chunks[sequence] += extra
                 left -= extra
-        return self._make_plan(chunks, new_blocks, started)
+        drafts = self._add_drafts(chunks, new_blocks, due, left)
+        return self._make_plan(chunks, new_blocks, started, drafts)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Takes in what a step produced; the outputs are in the order of the plan."""
+        self._speculation.observe_step(result.duration_s)
         outputs = []
         for scheduled in plan.scheduled:
             sequence = self._by_id.get(scheduled.sequence_id)
             if sequence is None or sequence.status is not SequenceStatus.RUNNING:
                 continue  # aborted while the step ran
             num_computed_before = sequence.num_computed_tokens
-            sequence.num_computed_tokens += scheduled.num_tokens
-            self._prefix_cache.remember_computed(sequence, num_computed_before)
+            num_drafts = len(scheduled.draft_token_ids)
+            sequence.num_computed_tokens += scheduled.num_tokens - num_drafts
+            token_ids: tuple[int, ...] = ()
+            finish_reason = None
             if scheduled.samples:
-                token_id = result.sampled_token_ids[scheduled.sequence_id]
-                outputs.append(self._append_token(sequence, token_id))
+                sampled = result.sampled_token_ids[scheduled.sequence_id]
+                token_ids, finish_reason = self._append_tokens(sequence, sampled)
+                # All but the last were drafts, which the step has computed.
+                sequence.num_computed_tokens += len(token_ids) - 1
+                if num_drafts:
+                    self._speculation.observe(sequence, num_drafts, len(sampled) - 1)
+            self._prefix_cache.remember_computed(sequence, num_computed_before)
+            if finish_reason is not None:
+                self._finish(sequence)
+            if token_ids:
+                outputs.append(
+                    SequenceOutput(
+                        request_id=sequence.request.request_id,
+                        index=sequence.index,
+                        token_ids=token_ids,
+                        finish_reason=finish_reason,
+                        num_cached_tokens=sequence.num_cached_tokens,
+                    )
+                )
         return outputs
 
     # ------------------------------------------------------------------ many steps at once
@@ -187,10 +218,12 @@ class Scheduler:
 
         None of them starts, finishes or preempts a sequence or samples its first token, whatever is
         sampled (stop tokens aside, of which a simulation knows nothing). 0 when the next step may
-        be another kind.
+        be another kind; with drafts it always may.
         """
         admission = self._admission
-        if not self._running or admission.following or admission.prefix_to_admit() is not None:
+        if self.config.num_speculative_tokens or not self._running or admission.following:
+            return 0
+        if admission.prefix_to_admit() is not None:
             return 0
         longest = self.config.max_model_len
         left = longest
@@ -266,11 +299,49 @@ class Scheduler:
                 chunks[sequence] = 1
         return chunks, new_blocks
 
+    def _add_drafts(
+        self,
+        chunks: dict[Sequence, int],
+        new_blocks: dict[Sequence, list[int]],
+        due: list[Sequence],
+        left: int,
+    ) -> dict[Sequence, tuple[int, ...]]:
+        """Drafts for those that are due a token; they are counted into ``chunks``.
+
+        A block that is taken for drafts which are rejected stays with its sequence, which will
+        need it soon.
+        """
+        drafts: dict[Sequence, tuple[int, ...]] = {}
+        if not (self.config.num_speculative_tokens and due and left):
+            return drafts
+        proposals = self._speculation.propose(chunks, due, left, self._room_for_drafts)
+        for sequence, token_ids in proposals:
+            missing = self._num_blocks_missing(sequence, 1 + len(token_ids))
+            if missing:
+                blocks = self._pool.allocate(missing)
+                sequence.block_table += blocks
+                new_blocks.setdefault(sequence, []).extend(blocks)
+            chunks[sequence] += len(token_ids)
+            drafts[sequence] = tuple(token_ids)
+        return drafts
+
+    def _room_for_drafts(self, sequence: Sequence) -> int:
+        """Up to the sequence's last token but one (the last is never computed), and without the
+        block that each admitted sequence has in reserve."""
+        last = min(
+            sequence.num_prompt_tokens + sequence.request.sampling.max_tokens,
+            self.config.max_model_len,
+        )
+        spare = max(0, self._pool.num_available - self._admission.num_admitted)
+        capacity = (len(sequence.block_table) + spare) * self.config.block_size
+        return min(last - 1, capacity) - sequence.num_tokens
+
     def _make_plan(
         self,
         chunks: dict[Sequence, int],
         new_blocks: dict[Sequence, list[int]],
         started: Iterable[Sequence],
+        drafts: dict[Sequence, tuple[int, ...]],
     ) -> StepPlan:
         step_id = self._next_step_id
         self._next_step_id += 1
@@ -294,32 +365,38 @@ class Scheduler:
                     num_computed_tokens=s.num_computed_tokens,
                     num_tokens=num_tokens,
                     new_block_ids=tuple(new_blocks.get(s, ())),
-                    samples=num_tokens == s.num_uncomputed_tokens,
+                    samples=num_tokens >= s.num_uncomputed_tokens,
+                    draft_token_ids=drafts.get(s, ()),
                 )
                 for s, num_tokens in chunks.items()
             ),
         )
 
-    def _append_token(self, sequence: Sequence, token_id: int) -> SequenceOutput:
-        sequence.token_ids.append(token_id)
-        sampling = sequence.request.sampling
+    def _append_tokens(
+        self, sequence: Sequence, token_ids: Iterable[int]
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Appends tokens up to the one that ends the sequence, if one does."""
+        appended: list[int] = []
         finish_reason = None
-        if token_id in sampling.stop_token_ids:
-            finish_reason = FinishReason.STOP
-        elif (
+        for token_id in token_ids:
+            sequence.token_ids.append(token_id)
+            appended.append(token_id)
+            finish_reason = self._finish_reason(sequence)
+            if finish_reason is not None:
+                break
+        return tuple(appended), finish_reason
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        """Why the sequence ends with its last token, if it does."""
+        sampling = sequence.request.sampling
+        if sequence.token_ids[-1] in sampling.stop_token_ids:
+            return FinishReason.STOP
+        if (
             sequence.num_output_tokens >= sampling.max_tokens
             or sequence.num_tokens >= self.config.max_model_len
         ):
-            finish_reason = FinishReason.LENGTH
-        if finish_reason is not None:
-            self._finish(sequence)
-        return SequenceOutput(
-            request_id=sequence.request.request_id,
-            index=sequence.index,
-            token_ids=(token_id,),
-            finish_reason=finish_reason,
-            num_cached_tokens=sequence.num_cached_tokens,
-        )
+            return FinishReason.LENGTH
+        return None
 
     # ------------------------------------------------------------------ changes of state
 
@@ -337,6 +414,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self._dropped.append(sequence.sequence_id)
         self._admission.remove(sequence)
+        self._speculation.forget(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self._by_id[sequence.sequence_id]
         self._requests[request_id].remove(sequence)
@@ -371,6 +449,8 @@ class Scheduler:
             num_prefix_queries=admission.num_prefix_queries,
             num_prefix_hits=admission.num_prefix_hits,
             num_preemptions=self._num_preemptions,
+            num_draft_tokens=self._speculation.num_draft_tokens,
+            num_accepted_tokens=self._speculation.num_accepted_tokens,
         )
 
     def check_integrity(self) -> None:

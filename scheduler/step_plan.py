@@ -7,6 +7,7 @@ tensor-parallel engine gets the same plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scheduler.request import FinishReason
@@ -32,6 +33,8 @@ class ScheduledSequence:
 
     Tokens ``[num_computed_tokens, num_computed_tokens + num_tokens)`` are computed. When they
     reach the end of the known tokens, ``samples`` is true and one token is sampled after them.
+    Drafts, if there are any, follow the known tokens as if they were known too, and one token is
+    sampled after each as well; ``accepted`` says which of them count.
     """
 
     sequence_id: int
@@ -40,6 +43,24 @@ class ScheduledSequence:
     new_block_ids: tuple[int, ...]
     """Blocks appended to the sequence's block table before this step."""
     samples: bool
+    draft_token_ids: tuple[int, ...] = ()
+    """The last of the ``num_tokens`` tokens, when they are guesses."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that are sampled in this step."""
+        return 1 + len(self.draft_token_ids) if self.samples else 0
+
+    def accepted(self, sampled: Sequence[int]) -> tuple[int, ...]:
+        """The sequence's next tokens, of the ``num_sampled`` that were sampled.
+
+        Each was sampled as if the drafts before it were right. So they count up to the first that
+        is not the draft in its place, which is right itself.
+        """
+        for position, draft in enumerate(self.draft_token_ids):
+            if sampled[position] != draft:
+                return tuple(sampled[: position + 1])
+        return tuple(sampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +83,13 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step: one token for every scheduled sequence with ``samples``."""
+    """What came of a step.
 
-    sampled_token_ids: dict[int, int] = field(default_factory=dict)
+    Every scheduled sequence with ``samples`` has one new token, and one more for each draft that
+    was accepted.
+    """
+
+    sampled_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     duration_s: float = 0.0
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from profiles.accelerator import Vendor
+from scheduler.config import MOST_SPECULATIVE_TOKENS
 from server.choices import EngineChoice, Objective
 from server.logs import LogFormat, LogLevel
 
@@ -108,6 +109,14 @@ AttentionBackend = Annotated[
 LinearKernel = Annotated[
     str | None,
     typer.Option(help="Kernel of the matrix products; auto takes the fastest."),
+]
+SpeculativeTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens drafted for one sequence in one step at most, where drafts pay; 0 is none.",
+        min=0,
+        max=MOST_SPECULATIVE_TOKENS,
+    ),
 ]
 
 # How the server behaves.

@@ -117,6 +117,12 @@ class _EngineCollector(Collector):
         yield self._counter(
             "preemptions", "Sequences that gave up their blocks", scheduler.num_preemptions
         )
+        yield self._counter(
+            "spec_decode_num_draft_tokens", "Tokens drafted", scheduler.num_draft_tokens
+        )
+        yield self._counter(
+            "spec_decode_num_accepted_tokens", "Of those, accepted", scheduler.num_accepted_tokens
+        )
         yield self._counter("engine_steps", "Forward passes", stats.num_steps)
         yield self._counter("engine_step_seconds", "Time in forward passes", stats.step_seconds)
         yield self._counter("engine_restarts", "Times the engine died", health.num_restarts)

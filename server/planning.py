@@ -15,6 +15,7 @@ from engine.config import EngineConfig, SimulatedConfig
 from engine.native.support import check_supported
 from engine.placement import Placement
 from engine.resolve import (
+    DEFAULT_SPECULATIVE_TOKENS,
     NativeOptions,
     PlanRefusedError,
     Voice,
@@ -98,6 +99,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
             ("--threads", options.threads),
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
+            ("--speculative-tokens", options.speculative_tokens),
         ):
             if value is not None:
                 return f"{flag} is the native engine's; the simulated engine computes nothing"
@@ -148,11 +150,13 @@ def decide_native(
         pins = question.pins
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
+    speculative = options.speculative_tokens
     native = NativeOptions(
         num_threads=options.threads or machine.placement.num_threads,
         cpus=() if options.threads else machine.placement.compute_cpus,
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
+        num_speculative_tokens=(DEFAULT_SPECULATIVE_TOKENS if speculative is None else speculative),
     )
     config = native_config(model_dir, sized, pins, native)
     return Decision(shown, config, settings, warnings)

@@ -66,6 +66,7 @@ class TrialServer:
             "--max-num-batched-tokens": config.max_num_batched_tokens,
             "--block-size": config.block_size,
             "--num-kv-blocks": config.num_blocks,
+            "--speculative-tokens": config.num_speculative_tokens,
         }
         texts = [text for flag, value in flags.items() for text in (flag, str(value))]
         if self.num_threads is not None:

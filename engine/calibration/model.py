@@ -127,7 +127,7 @@ def tokens_in_a_row(num_tokens: int, max_model_len: int, vocab_size: int) -> Ste
         ),
         max_context_len=min(num_tokens, max_model_len),
         sampled_tokens=torch.empty(0, dtype=torch.int64),
-        sampled_ids=(),
+        sampling=(),
     )
 
 

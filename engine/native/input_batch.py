@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -32,8 +33,8 @@ class StepInputs:
     max_context_len: int
     sampled_tokens: Tensor
     """int64: which rows of the flat batch are projected onto the vocabulary and sampled."""
-    sampled_ids: tuple[int, ...]
-    """Their sequences, in the same order."""
+    sampling: tuple[ScheduledSequence, ...]
+    """Whose they are: ``num_sampled`` rows of each, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +116,19 @@ class InputBatch:
 
         Raises:
             ValueError: the plan names an unknown sequence, a block outside the cache, more
-                tokens than are known, or tokens that no block was given for. The attention
-                kernel trusts these indices, so nothing unchecked may reach it.
+                tokens than are known or drafted, or tokens that no block was given for. The
+                attention kernel trusts these indices, so nothing unchecked may reach it.
         """
         rows = np.array([self._row_with_blocks(s) for s in scheduled], dtype=np.int64)
         computed = np.array([s.num_computed_tokens for s in scheduled], dtype=np.int64)
         counts = np.array([s.num_tokens for s in scheduled], dtype=np.int64)
         samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
         context_lens = computed + counts
-        self._check(scheduled, rows, computed, counts, context_lens, samples)
+        known = self._num_tokens[rows]
+        drafting = [i for i, s in enumerate(scheduled) if s.draft_token_ids]
+        for i in drafting:
+            known[i] += self._add_drafts(scheduled[i], int(rows[i]), int(known[i]))
+        self._check(scheduled, rows, computed, counts, context_lens, samples, known)
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
@@ -140,13 +145,22 @@ class InputBatch:
             ),
             slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
         )
+        sampling = tuple(s for s in scheduled if s.samples)
+        sampled_tokens = starts[1:][samples] - 1
+        if drafting:
+            sampled_tokens = np.concatenate(
+                [
+                    np.arange(last + 1 - s.num_sampled, last + 1)
+                    for s, last in zip(sampling, sampled_tokens, strict=True)
+                ]
+            )
         return StepInputs(
             token_ids=torch.from_numpy(self._token_ids[token_rows, positions].astype(np.int64)),
             positions=torch.from_numpy(positions),
             attention=attention,
             max_context_len=max_context_len,
-            sampled_tokens=torch.from_numpy(starts[1:][samples] - 1),
-            sampled_ids=tuple(s.sequence_id for s in scheduled if s.samples),
+            sampled_tokens=torch.from_numpy(sampled_tokens),
+            sampling=sampling,
         )
 
     def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
@@ -171,6 +185,20 @@ class InputBatch:
             self._num_blocks[held.row] = first + len(new)
         return held.row
 
+    def _add_drafts(self, scheduled: ScheduledSequence, row: int, known: int) -> int:
+        """Writes drafts behind the known tokens, to be overwritten again; returns their number."""
+        drafts = scheduled.draft_token_ids
+        end = known + len(drafts)
+        if end > self._limits.max_model_len or not len(drafts) < scheduled.num_sampled <= (
+            scheduled.num_tokens
+        ):
+            raise ValueError(
+                f"{scheduled} cannot have these drafts: they are not sampled, or beyond "
+                f"max_model_len {self._limits.max_model_len}"
+            )
+        self._token_ids[row, known:end] = drafts
+        return len(drafts)
+
     def _check(
         self,
         scheduled: Sequence[ScheduledSequence],
@@ -179,8 +207,8 @@ class InputBatch:
         counts: NDArray[np.int64],
         context_lens: NDArray[np.int64],
         samples: NDArray[np.bool_],
+        known: NDArray[np.int64],
     ) -> None:
-        known = self._num_tokens[rows]
         capacity = self._num_blocks[rows] * self._limits.block_size
         wrong = (computed < 0) | (counts < 1) | (context_lens > known) | (context_lens > capacity)
         wrong |= samples & (context_lens != known)
@@ -191,21 +219,46 @@ class InputBatch:
                 f"{capacity[i]}"
             )
 
-    def sampling_row(self, sequence_id: int) -> SamplingRow:
-        held = self._held[sequence_id]
-        return SamplingRow(
-            sequence_id=sequence_id,
-            params=held.sampling,
-            index=held.index,
-            token_ids=self._token_ids[held.row, : self._num_tokens[held.row]],
-            num_prompt_tokens=held.num_prompt_tokens,
-        )
+    def sampling_rows(self, sampling: Iterable[ScheduledSequence]) -> list[SamplingRow]:
+        """What is sampled after the known tokens, and after each draft as if it were known."""
+        rows = []
+        for scheduled in sampling:
+            held = self._held[scheduled.sequence_id]
+            known = int(self._num_tokens[held.row])
+            rows += [
+                SamplingRow(
+                    sequence_id=scheduled.sequence_id,
+                    params=held.sampling,
+                    index=held.index,
+                    token_ids=self._token_ids[held.row, :num_tokens],
+                    num_prompt_tokens=held.num_prompt_tokens,
+                )
+                for num_tokens in range(known, known + scheduled.num_sampled)
+            ]
+        return rows
 
-    def append(self, sequence_ids: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Adds one sampled token to each of the sequences."""
-        rows = [self._held[sequence_id].row for sequence_id in sequence_ids]
-        self._token_ids[rows, self._num_tokens[rows]] = token_ids
-        self._num_tokens[rows] += 1
+    def take_in(
+        self, sampling: Sequence[ScheduledSequence], sampled: Sequence[int]
+    ) -> dict[int, tuple[int, ...]]:
+        """Appends to each sequence those of its sampled tokens that count, and returns them."""
+        new: dict[int, tuple[int, ...]]
+        if len(sampled) == len(sampling):
+            new = {s.sequence_id: (i,) for s, i in zip(sampling, sampled, strict=True)}
+        else:
+            tokens = iter(sampled)
+            new = {s.sequence_id: s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling}
+        self.append(new)
+        return new
+
+    def append(self, new: Mapping[int, Sequence[int]]) -> None:
+        """Appends to each of these sequences what was sampled in the step that was built last."""
+        if not new:
+            return
+        rows = [self._held[sequence_id].row for sequence_id in new]
+        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in new.values()]
+        # All but the last were drafts, which stand in their places already.
+        self._token_ids[rows, last] = [token_ids[-1] for token_ids in new.values()]
+        self._num_tokens[rows] = last + 1
 
 
 def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:

@@ -134,22 +134,19 @@ class ModelRunner:
         start = time.perf_counter()
         batch = self._batches[lane]
         batch.apply(plan)
-        sampled: dict[int, int] = {}
+        sampled: dict[int, tuple[int, ...]] = {}
         if plan.scheduled:
             inputs = batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if self.samples and inputs.sampled_ids:
-                    rows = [batch.sampling_row(i) for i in inputs.sampled_ids]
-                    tokens = sampler.sample(logits, rows)
-                    batch.append(inputs.sampled_ids, tokens)
-                    sampled = dict(zip(inputs.sampled_ids, tokens, strict=True))
+                if self.samples and inputs.sampling:
+                    tokens = sampler.sample(logits, batch.sampling_rows(inputs.sampling))
+                    sampled = batch.take_in(inputs.sampling, tokens)
         return StepResult(sampled, time.perf_counter() - start)
 
     def take_in(self, result: StepResult, lane: int) -> None:
         """Learns what the last stage sampled in a lane's step before."""
-        sampled = result.sampled_token_ids
-        self._batches[lane].append(tuple(sampled), tuple(sampled.values()))
+        self._batches[lane].append(result.sampled_token_ids)
 
     def forward(self, plan: StepPlan) -> Tensor:
         """Runs a step without sampling: the logits of every scheduled token, in plan order.

@@ -25,7 +25,8 @@ class SimulatedExecutor:
 
     Every answer is ``placeholder`` over and over, as many tokens as the request asks for. One
     whose length nobody asked for (it may fill the context) says the text once and then ends with
-    one of ``end_token_ids``, if that stops the request.
+    one of ``end_token_ids``, if that stops the request. Nobody drafts it: what would be accepted of
+    a real answer is not known here.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class SimulatedExecutor:
             self._answers[started.sequence_id] = self._start(started)
         if not plan.scheduled:
             return StepResult()
-        sampled = {s.sequence_id: self._sample(s.sequence_id) for s in plan.scheduled if s.samples}
+        sampled = {
+            s.sequence_id: (self._sample(s.sequence_id),) for s in plan.scheduled if s.samples
+        }
         shape = StepShape.of(
             ((s.num_computed_tokens, s.num_tokens) for s in plan.scheduled),
             self._model.cost.windows,

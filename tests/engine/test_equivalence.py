@@ -20,6 +20,7 @@ from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerStats
 from tests.checkpoints import make_checkpoint
+from tests.step_times import host_bound_model
 
 NUM_TOKENS = 64
 MAX_MODEL_LEN = 192
@@ -71,7 +72,8 @@ class InProcessEngine:
             num_threads=1,  # tiny models gain nothing from more
         )
         runner = ModelRunner(config)
-        self.scheduler = Scheduler(config.scheduler)
+        # Steps whose rows cost next to nothing, so whatever can be drafted is.
+        self.scheduler = Scheduler(config.scheduler, host_bound_model())
         self.outputs: dict[tuple[str, int], list[int]] = {}
         self.loop = EngineLoop(self.scheduler, runner, runner.spec.vocab_size, self._collect)
 
@@ -200,3 +202,58 @@ def test_continuations_are_what_they_are_alone(model: Model) -> None:
     crowded = InProcessEngine(model).run([many, *make_requests(6)])
     assert len({tuple(tokens) for tokens in quiet.values()}) == 4
     assert quiet.items() <= crowded.items()
+
+
+FEW_TOKENS = tuple((token, 9.0) for token in range(5, 8))
+"""A bias to tokens so few that their order is bound to occur again."""
+SPECULATING = {
+    "plainly": {},
+    "with prefill in chunks": {"max_prefill_chunk": 7},
+    "after preemption": {"num_blocks": 24, "enable_prefix_caching": False},
+    "with few tokens a step": {"max_num_seqs": 4, "max_num_batched_tokens": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def repetitive(model: Model) -> Outputs:
+    engine = InProcessEngine(model, max_num_seqs=1)
+    return engine.run(make_requests(8, "few", logit_bias=FEW_TOKENS))
+
+
+@pytest.mark.parametrize("limits", SPECULATING.values(), ids=SPECULATING.keys())
+def test_with_speculation(
+    model: Model, alone: Outputs, repetitive: Outputs, limits: dict[str, object]
+) -> None:
+    """Drafts that are right and drafts that are wrong, side by side."""
+    engine = InProcessEngine(model, num_speculative_tokens=7, **limits)
+    requests = make_requests(8, "few", logit_bias=FEW_TOKENS) + make_requests(16)
+    assert engine.run(requests, arrive_every=2) == alone | repetitive
+    stats = engine.stats()
+    assert 100 < stats.num_accepted_tokens < stats.num_draft_tokens
+    assert (stats.num_preemptions > 0) == ("num_blocks" in limits)
+    if "num_blocks" not in limits:
+        assert engine.run(requests) == alone | repetitive
+        assert engine.stats().num_prefix_hits > 300
+
+
+@pytest.mark.parametrize("model", [PLAIN[0], SMALL[1]], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.9, "top_k": 3},
+        {"temperature": 0.7, "top_p": 0.5, "frequency_penalty": 0.2, "presence_penalty": 0.2},
+        {"temperature": 0.0, "repetition_penalty": 1.05, "frequency_penalty": 0.3},
+        {"temperature": 0.7, "stop_token_ids": (5, 6), "min_tokens": 20},
+    ],
+    ids=str,
+)
+def test_speculation_with_all_that_sampling_knows(
+    model: Model, sampling: dict[str, object]
+) -> None:
+    """Each token's history is what it is without drafts, and so is the number that picks it."""
+    requests = make_requests(8, logit_bias=FEW_TOKENS, **sampling)
+    plain = InProcessEngine(model, max_num_seqs=1).run(requests)
+    engine = InProcessEngine(model, num_speculative_tokens=5)
+    assert engine.run(requests, arrive_every=1) == plain
+    stats = engine.stats()
+    assert 20 < stats.num_accepted_tokens < stats.num_draft_tokens

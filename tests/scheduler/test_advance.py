@@ -37,7 +37,7 @@ def make(
 
 def step(scheduler: Scheduler) -> StepPlan:
     plan = scheduler.schedule()
-    sampled = {s.sequence_id: TOKEN for s in plan.scheduled if s.samples}
+    sampled = {s.sequence_id: (TOKEN,) for s in plan.scheduled if s.samples}
     scheduler.update(plan, StepResult(sampled))
     return plan
 

@@ -12,6 +12,7 @@ from scheduler.policy import prefill_share
 from scheduler.request import Request, SequenceStatus
 from scheduler.scheduler import Scheduler
 from tests.scheduler.toy_executor import ToyExecutor, expected_output, greedy, request
+from tests.step_times import host_bound_model
 
 MAX_MODEL_LEN = 24
 MAX_DELAY = 3
@@ -53,15 +54,19 @@ configs = st.builds(
     max_model_len=st.just(MAX_MODEL_LEN),
     max_prefill_chunk=st.none() | st.integers(1, 9),
     enable_prefix_caching=st.booleans(),
+    num_speculative_tokens=st.sampled_from([0, 1, 3, 8]),
     priority_aging_s=st.sampled_from([0.0, 3.0]),
 )
 
 
 class Host:
-    """Plays a script of arrivals, one step per second, and checks every step."""
+    """Plays a script of arrivals, one step per second, and checks every step.
+
+    The steps are such that rows cost next to nothing, so whatever can be drafted is.
+    """
 
     def __init__(self, config: SchedulerConfig) -> None:
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, host_bound_model())
         self.executor = ToyExecutor(config.num_blocks, config.block_size)
         self.outputs: dict[tuple[str, int], list[int]] = {}
         self.finished: dict[str, int] = {}
@@ -104,6 +109,8 @@ class Host:
             set(self.executor.sequences) - set(plan.dropped) | {s.sequence_id for s in plan.started}
             == running
         )
+        for scheduled in plan.scheduled:
+            assert len(scheduled.draft_token_ids) <= config.num_speculative_tokens
         for output in self.scheduler.update(plan, self.executor.execute(plan)):
             self.outputs.setdefault((output.request_id, output.index), []).extend(output.token_ids)
             if output.finish_reason is not None:
@@ -126,6 +133,7 @@ def test_every_request_gets_its_own_output_and_every_block_comes_back(
     stats = host.scheduler.stats()
     assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
     assert not host.executor.sequences
+    assert not host.scheduler._speculation._drafters
     for name, req in requests.items():
         arrival = script[int(name[1:])]
         for index in range(req.n):

@@ -87,6 +87,8 @@ async def test_the_engines_newest_figures_are_shown(serve: Serve) -> None:
         num_prefix_queries=50,
         num_prefix_hits=20,
         num_preemptions=1,
+        num_draft_tokens=9,
+        num_accepted_tokens=5,
     )
     served.engine.current_stats = EngineStats(scheduler, num_steps=7, step_seconds=0.5)
     values = await scrape(served)
@@ -98,6 +100,8 @@ async def test_the_engines_newest_figures_are_shown(serve: Serve) -> None:
     assert values["ridgeline_prefix_cache_queries_total"] == 50
     assert values["ridgeline_prefix_cache_hits_total"] == 20
     assert values["ridgeline_preemptions_total"] == 1
+    assert values["ridgeline_spec_decode_num_draft_tokens_total"] == 9
+    assert values["ridgeline_spec_decode_num_accepted_tokens_total"] == 5
     assert values["ridgeline_engine_steps_total"] == 7
     assert values["ridgeline_engine_step_seconds_total"] == 0.5
     assert values["ridgeline_engine_restarts_total"] == 2

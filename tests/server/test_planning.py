@@ -7,6 +7,7 @@ import pytest
 
 from engine.config import EngineConfig, SimulatedConfig
 from engine.placement import Placement
+from engine.resolve import DEFAULT_SPECULATIVE_TOKENS
 from planner.plan import Plan, read_plan
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpecError
@@ -73,6 +74,22 @@ def test_flags_win_over_the_planner() -> None:
     limits = config.scheduler
     assert (limits.max_num_seqs, limits.max_model_len, limits.num_blocks) == (3, 512, 99)
     assert config.num_threads == 1
+
+
+def test_drafts_are_proposed_unless_nobody_wants_them() -> None:
+    config = native().config
+    assert isinstance(config, EngineConfig)
+    assert config.scheduler.num_speculative_tokens == DEFAULT_SPECULATIVE_TOKENS > 0
+    assert config.step_time is not None
+    for number in (0, 3):
+        config = native(speculative_tokens=number).config
+        assert isinstance(config, EngineConfig)
+        assert config.scheduler.num_speculative_tokens == number
+
+
+def test_a_simulated_engine_drafts_nothing() -> None:
+    (pool,) = simulated(on="2xL40S").pools
+    assert pool.scheduler.num_speculative_tokens == 0
 
 
 def test_weights_and_cache_reach_the_engine_by_their_own_names() -> None:
@@ -281,6 +298,10 @@ def test_a_plan_file_is_simulated(tmp_path: Path) -> None:
         ({"engine": EngineChoice.SIMULATED, "threads": 2}, "--threads is the native engine's"),
         ({"engine": EngineChoice.SIMULATED, "attention_backend": "torch"}, "--attention-backend"),
         ({"engine": EngineChoice.SIMULATED, "linear_kernel": "torch"}, "--linear-kernel is the"),
+        (
+            {"engine": EngineChoice.SIMULATED, "speculative_tokens": 0},
+            "--speculative-tokens is the",
+        ),
         ({"plan": Path("p"), "slo": "ttft=1s"}, "--slo is for planning"),
         ({"plan": Path("p"), "workload": "rate=1"}, "--workload is for planning"),
         (

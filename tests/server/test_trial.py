@@ -56,6 +56,7 @@ def test_the_server_gets_the_limits_that_its_simulation_gets() -> None:
     assert given["--num-kv-blocks"] == str(config.num_blocks) == "513"
     assert given["--max-num-seqs"] == str(config.max_num_seqs)
     assert given["--max-num-batched-tokens"] == str(config.max_num_batched_tokens)
+    assert given["--speculative-tokens"] == "0"
     assert given["--threads"] == "2"
 
 

@@ -1,12 +1,10 @@
 // Paged attention: writes a step's keys and values to their slots, then attends through the block
 // table. A batch is mixed and ragged: sequences with one new token beside others with hundreds.
 //
-// Work is cut into tiles (sequence, KV head, some queries). A tile's rows are its queries times the
-// query heads that share the KV head, so each block is read once for the whole group. It walks the
-// context in steps of two vectors of tokens with an online softmax (Milakov and Gimelshein, arXiv
-// 1805.02867). Every PART of the context starts a softmax of its own, and these are merged in
-// order (as in FlashDecoding), whether or not other threads computed them: long contexts of few
-// sequences are divided among threads by parts.
+// Work is cut into tiles, and these into parts, see division.h. A tile walks the context in steps
+// of two vectors of tokens with an online softmax (Milakov and Gimelshein, arXiv 1805.02867). Every
+// part of the context starts a softmax of its own, and these are merged in order, whether or not
+// they were computed apart.
 //
 // Steps and parts begin at fixed positions, and a step that a row may not see changes nothing of
 // it. So a row's result has the same bits whatever stands beside it: another batch, another chunk,
@@ -17,35 +15,13 @@
 #include <vector>
 
 #include "cache.h"
+#include "division.h"
 #include "linear.h"
 
 namespace {
 
-extern "C" {
-
-struct Batch {
-  const int32_t* query_start_loc;  // [num_seqs + 1]
-  const int32_t* context_lens;     // [num_seqs], with the new tokens
-  const int32_t* block_tables;     // [num_seqs, max_blocks]
-  const int64_t* slot_mapping;     // [num_tokens]
-  int32_t num_seqs, num_tokens, max_blocks;
-};
-
-struct Heads {
-  const float *query, *key, *value;  // of the first token; heads lie one after the other
-  int64_t query_stride, key_stride, value_stride;  // between tokens, in elements
-  float* output;                                   // [num_tokens, num_heads, head_dim]
-  int32_t num_heads, num_kv_heads, head_dim;
-  int32_t window;  // tokens that a token sees, itself included; 0: all
-};
-
-}  // extern "C"
-
 namespace attention {
 
-constexpr int TILE_ROWS = 32;    // their queries and outputs stay in the first-level cache
-constexpr int STEP_VECTORS = 2;  // vectors of tokens
-constexpr int PART_VECTORS = 512 / LANES;
 constexpr float NOTHING = -1e30f;  // maximum before anything was seen; finite, so that a step that
                                    // sees nothing changes nothing
 
@@ -77,10 +53,6 @@ void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int
 
 // ------------------------------------------------------------------ tiles
 
-struct Tile {
-  int sequence, kv_head, first_query, num_queries;
-};
-
 // A softmax over what some rows have seen so far: output / sum are the weighted values.
 struct Softmax {
   std::vector<vec> output, sum;
@@ -92,16 +64,28 @@ struct Softmax {
     maximum.assign(num_rows, NOTHING);
   }
 
-  void merge(const Softmax& later) {
+  // Becomes `num_rows` rows of another one.
+  void copy(const Softmax& other, int first_row, int num_rows) {
+    const int num_vecs = other.output.size() / other.sum.size();
+    const auto begin = other.output.begin() + first_row * num_vecs;
+    output.assign(begin, begin + num_rows * num_vecs);
+    sum.assign(&other.sum[first_row], &other.sum[first_row] + num_rows);
+    maximum.assign(&other.maximum[first_row], &other.maximum[first_row] + num_rows);
+  }
+
+  // Takes in what the same rows, which begin at `first_row` there, have seen later.
+  void merge(const Softmax& later, int first_row = 0) {
     const int num_rows = sum.size(), num_vecs = output.size() / num_rows;
+    const vec* other = &later.output[first_row * num_vecs];
     for (int row = 0; row < num_rows; row++) {
-      const float highest = std::max(maximum[row], later.maximum[row]);
+      const float second = later.maximum[first_row + row];
+      const float highest = std::max(maximum[row], second);
       const float ours = exp_nonpositive(vec{} + (maximum[row] - highest))[0];
-      const float theirs = exp_nonpositive(vec{} + (later.maximum[row] - highest))[0];
+      const float theirs = exp_nonpositive(vec{} + (second - highest))[0];
       maximum[row] = highest;
-      sum[row] = sum[row] * ours + later.sum[row] * theirs;
+      sum[row] = sum[row] * ours + later.sum[first_row + row] * theirs;
       for (int j = row * num_vecs; j < (row + 1) * num_vecs; j++)
-        output[j] = output[j] * ours + later.output[j] * theirs;
+        output[j] = output[j] * ours + other[j] * theirs;
     }
   }
 };
@@ -140,23 +124,18 @@ class TileAttention {
   static constexpr int STEP_FACTORS = STEP_VECTORS * LANES / TERMS;
 
  public:
-  TileAttention(const Batch& batch, const Cache& cache, const Heads& heads, const Tile& tile,
-                Scratch<T>& scratch)
+  TileAttention(const Batch& batch, const Cache& cache, const Heads& heads,
+                const Division& division, const Tile& tile, Scratch<T>& scratch)
       : cache_(cache),
         heads_(heads),
         scratch_(scratch),
+        queries_(&division.queries[tile.first]),
         kv_head_(tile.kv_head),
         group_(heads.num_heads / heads.num_kv_heads),
-        num_rows_(tile.num_queries * group_),
-        first_token_(batch.query_start_loc[tile.sequence] + tile.first_query),
-        first_position_(batch.context_lens[tile.sequence] + first_token_ -
-                        batch.query_start_loc[tile.sequence + 1]),
-        end_(first_position_ + tile.num_queries),
+        num_rows_(tile.count * group_),
+        end_(queries_[tile.count - 1].position + 1),
         window_(heads.window ? heads.window : end_),
         block_table_(batch.block_tables + int64_t(tile.sequence) * batch.max_blocks) {}
-
-  int first_part() const { return first_vector() / PART_VECTORS; }
-  int end_part() const { return (end_vector() + PART_VECTORS - 1) / PART_VECTORS; }
 
   void load_queries() {
     const float scale = 1.0f / std::sqrt(float(dim()));
@@ -190,12 +169,12 @@ class TileAttention {
 
   // `after` is what is read after this tile.
   void run(const Step<T>& after) {
-    load_queries();
-    scratch_.all.reset(num_rows_, num_vecs());
-    for (int part = first_part(); part < end_part(); part++) {
-      const bool last = part + 1 == end_part();
-      run_part(part, last ? after : first_step(part + 1), scratch_.part);
-      scratch_.all.merge(scratch_.part);
+    const int first_part = first_vector() / PART_VECTORS;
+    const int end_part = (end_vector() + PART_VECTORS - 1) / PART_VECTORS;
+    for (int part = first_part; part < end_part; part++) {
+      const Step<T> next = part + 1 < end_part ? first_step(part + 1) : after;
+      run_part(part, next, part == first_part ? scratch_.all : scratch_.part);
+      if (part > first_part) scratch_.all.merge(scratch_.part);
     }
     write_output(scratch_.all);
   }
@@ -213,7 +192,6 @@ class TileAttention {
     return step(std::max(part * PART_VECTORS, first_vector()), end_vector());
   }
 
-  int num_vecs() const { return (dim() + LANES - 1) / LANES; }
   int num_rows() const { return num_rows_; }
 
  private:
@@ -221,28 +199,25 @@ class TileAttention {
   int padded_dim() const { return (dim() + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
   int query_factors() const { return padded_dim() / TERMS; }
 
-  // Row r is query r / group, head r % group of the KV head's group.
-  int64_t offset_in_batch(int row, int64_t stride) const {
-    return (first_token_ + row / group_) * stride + (kv_head_ * group_ + row % group_) * dim();
-  }
+  int num_vecs() const { return (dim() + LANES - 1) / LANES; }
 
-  int vectors_in_block() const { return cache_.block_lanes / LANES; }
-  int vector_of(int position) const {
-    return position / cache_.block_size * vectors_in_block() +
-           position % cache_.block_size / LANES;
+  int64_t offset_in_batch(int row, int64_t stride) const {
+    return queries_[row / group_].token * stride + (kv_head_ * group_ + row % group_) * dim();
   }
 
   int first_vector() const {
-    return vector_of(std::max(0, first_position_ - window_ + 1)) / STEP_VECTORS * STEP_VECTORS;
+    const int first = std::max(0, queries_[0].position - window_ + 1);
+    return vector_of(cache_, first) / STEP_VECTORS * STEP_VECTORS;
   }
-  int end_vector() const { return vector_of(end_ - 1) + 1; }
+  int end_vector() const { return vector_of(cache_, end_ - 1) + 1; }
 
   Step<T> step(int vector, int end) const {
     return {find(vector), find(std::min(vector + 1, end - 1))};
   }
 
   Tokens<T> find(int vector) const {
-    const int index = vector / vectors_in_block(), offset = vector % vectors_in_block() * LANES;
+    const int in_block = vectors_in_block(cache_);
+    const int index = vector / in_block, offset = vector % in_block * LANES;
     const int64_t at = int64_t(block_table_[index]) * heads_.num_kv_heads + kv_head_;
     const int first = index * cache_.block_size + offset;
     return {static_cast<const T*>(cache_.keys) + at * dim() * cache_.block_lanes + offset * TERMS,
@@ -286,7 +261,7 @@ class TileAttention {
   void weigh(const Step<T>& tokens, bool second, Softmax& to) {
     const int last = tokens[1].first + tokens[1].count - 1;
     const bool all_visible = second && tokens[0].count == LANES && tokens[1].count == LANES &&
-                             last <= first_position_ && tokens[0].first > end_ - 1 - window_;
+                             last <= queries_[0].position && tokens[0].first > end_ - 1 - window_;
     if (all_visible)
       weigh_visible(tokens, to, [](int, int, vec scores) { return scores; });
     else
@@ -302,11 +277,11 @@ class TileAttention {
 
   template <typename F>
   void weigh_visible(const Step<T>& tokens, Softmax& to, F visible) {
-    int position = first_position_, head = 0;
+    int query = 0, head = 0;
     for (int row = 0; row < num_rows_; row++) {
       vec weights[STEP_VECTORS];
       for (int s = 0; s < STEP_VECTORS; s++)
-        weights[s] = visible(position, s, scratch_.scores[row * STEP_VECTORS + s]);
+        weights[s] = visible(queries_[query].position, s, scratch_.scores[row * STEP_VECTORS + s]);
       const float highest = horizontal_max(maximum(weights[0], weights[1]));
       if (highest > to.maximum[row]) {
         const float rescale = exp_nonpositive(vec{} + (to.maximum[row] - highest))[0];
@@ -321,7 +296,7 @@ class TileAttention {
       }
       Products::store_factors(weights[0], weights[1],
                               scratch_.weights.data() + row * STEP_FACTORS);
-      if (++head == group_) head = 0, position++;
+      if (++head == group_) head = 0, query++;
     }
   }
 
@@ -390,8 +365,8 @@ class TileAttention {
   const Cache& cache_;
   const Heads& heads_;
   Scratch<T>& scratch_;
-  const int kv_head_, group_, num_rows_;
-  const int first_token_, first_position_, end_, window_;
+  const Query* const queries_;
+  const int kv_head_, group_, num_rows_, end_, window_;
   const int32_t* block_table_;
 };
 
@@ -414,81 +389,54 @@ void with_types(const Cache& cache, const Heads& heads, F f) {
   }
 }
 
-// A tile, or one part of it.
-struct Piece {
-  int tile, part;
-};
+// What a team computes the attention of a step with; kept over steps.
+struct Attention {
+  Division division;
+  std::vector<Softmax> softmaxes;
+  int window = -1;  // of the layers that the division is for
 
-// How a step's attention is divided; the same for all layers of one kind.
-struct Division {
-  std::vector<Tile> tiles;
-  bool by_parts = false;
-  std::vector<Piece> pieces;        // by_parts only
-  std::vector<Softmax> softmaxes;   // one for each piece
-  std::vector<int> first_piece;     // of each tile, and the end
+  void start_step() { window = -1; }
 
-  void divide(const Batch& batch, const Heads& heads, int num_threads) {
-    const int tile_queries = std::max(1, TILE_ROWS / (heads.num_heads / heads.num_kv_heads));
-    tiles.clear();
-    int longest = 0;
-    for (int s = 0; s < batch.num_seqs; s++) {
-      const int num_queries = batch.query_start_loc[s + 1] - batch.query_start_loc[s];
-      longest = std::max(longest, batch.context_lens[s]);
-      for (int h = 0; h < heads.num_kv_heads; h++)
-        for (int first = 0; first < num_queries; first += tile_queries)
-          tiles.push_back({s, h, first, std::min(tile_queries, num_queries - first)});
-    }
-    by_parts = longest > PART_VECTORS * LANES && int(tiles.size()) < 4 * num_threads &&
-               num_threads > 1;
-  }
-
-  template <typename Attention, typename Scratch>
-  void divide_by_parts(const Batch& batch, const Cache& cache, const Heads& heads,
-                       Scratch& unused) {
-    pieces.clear();
-    first_piece.assign(1, 0);
-    for (int t = 0; t < int(tiles.size()); t++) {
-      const Attention attention(batch, cache, heads, tiles[t], unused);
-      for (int part = attention.first_part(); part < attention.end_part(); part++)
-        pieces.push_back({t, part});
-      first_piece.push_back(pieces.size());
-    }
-    if (softmaxes.size() < pieces.size()) softmaxes.resize(pieces.size());
+  // To be called by one member before the team attends.
+  void divide(const Batch& batch, const Cache& cache, const Heads& heads, int num_threads) {
+    if (window == heads.window) return;
+    window = heads.window;
+    division.divide(batch, cache, heads, num_threads);
+    if (int(softmaxes.size()) < division.num_softmaxes) softmaxes.resize(division.num_softmaxes);
   }
 };
 
-// Attention of one layer whose keys and values are stored. `division` is the step's, shared.
+// Attention of one layer whose keys and values are stored.
 inline void attend(const Member& member, const Batch& batch, const Cache& cache,
-                   const Heads& heads, Division& division) {
+                   const Heads& heads, Attention& attention) {
   with_types(cache, heads, [&](auto element, auto dim) {
     typedef decltype(element) T;
-    typedef TileAttention<dim(), T> Attention;
     static thread_local Scratch<T> scratch;
-    if (!division.by_parts) {
-      const int last = division.tiles.size() - 1;
-      member.share(division.tiles.size(), [&](int i) {
-        const Attention following(batch, cache, heads, division.tiles[std::min(i + 1, last)],
-                                  scratch);
-        Attention(batch, cache, heads, division.tiles[i], scratch)
-            .run(following.first_step(following.first_part()));
-      });
-      return;
-    }
-    if (member.rank == 0) division.divide_by_parts<Attention>(batch, cache, heads, scratch);
-    member.team.meet();
+    const Division& division = attention.division;
+    const auto tile_attention = [&](const Tile& tile) {
+      return TileAttention<dim(), T>(batch, cache, heads, division, tile, scratch);
+    };
+    const int last = division.pieces.size() - 1;
     member.share(division.pieces.size(), [&](int i) {
-      const Piece piece = division.pieces[i];
-      Attention attention(batch, cache, heads, division.tiles[piece.tile], scratch);
-      attention.load_queries();
-      const int next = std::min(piece.part + 1, attention.end_part() - 1);
-      attention.run_part(piece.part, attention.first_step(next), division.softmaxes[i]);
+      const Piece &piece = division.pieces[i], &following = division.pieces[std::min(i + 1, last)];
+      const Step<T> after = tile_attention(following.tile).first_step(following.part);
+      auto tile = tile_attention(piece.tile);
+      tile.load_queries();
+      if (piece.part == NONE)
+        tile.run(after);
+      else
+        tile.run_part(piece.part, after, attention.softmaxes[piece.softmax]);
     });
-    member.share(division.tiles.size(), [&](int t) {
-      Attention attention(batch, cache, heads, division.tiles[t], scratch);
-      scratch.all.reset(attention.num_rows(), attention.num_vecs());
-      for (int i = division.first_piece[t]; i < division.first_piece[t + 1]; i++)
-        scratch.all.merge(division.softmaxes[i]);
-      attention.write_output(scratch.all);
+    if (division.merges.empty()) return;
+    member.share(division.merges.size(), [&](int i) {
+      const Merge& merge = division.merges[i];
+      const Source* source = &division.sources[merge.first_source];
+      const Source* const end = source + (merge.end_source - merge.first_source);
+      auto tile = tile_attention(merge.tile);
+      scratch.all.copy(attention.softmaxes[source->softmax], source->first_row, tile.num_rows());
+      while (++source < end)
+        scratch.all.merge(attention.softmaxes[source->softmax], source->first_row);
+      tile.write_output(scratch.all);
     });
   });
 }

@@ -45,9 +45,10 @@ void linear_forward(const Linear* l, const float* x, int32_t num_rows, float* y,
 
 void paged_attention(const Batch* batch, const Cache* cache, const Heads* heads,
                      int32_t num_threads) {
-  static thread_local attention::Division division;
-  attention::Division& shared = division;
-  shared.divide(*batch, *heads, num_threads);
+  static thread_local attention::Attention attention;
+  attention::Attention& shared = attention;
+  shared.start_step();
+  shared.divide(*batch, *cache, *heads, num_threads);
   with_team(num_threads, [&](const Member& member) {
     attention::store_tokens(member, *batch, *cache, *heads);
     attention::attend(member, *batch, *cache, *heads, shared);
@@ -55,9 +56,9 @@ void paged_attention(const Batch* batch, const Cache* cache, const Heads* heads,
 }
 
 void decoder_forward(const Decoder* decoder, const DecoderStep* step, int32_t num_threads) {
-  static thread_local attention::Division division;
-  attention::Division& shared = division;
-  shared.divide(step->batch, heads_of(*decoder, decoder->layers[0]), num_threads);
+  static thread_local attention::Attention attention;
+  attention::Attention& shared = attention;
+  shared.start_step();
   with_team(num_threads, [&](const Member& member) {
     run_step(member, *decoder, *step, shared);
   });

@@ -116,9 +116,11 @@ inline void place_head(const Decoder& d, const DecoderLayer& layer, const Decode
 }
 
 inline void attend_rows(const Member& member, const Decoder& d, const DecoderLayer& layer,
-                        const DecoderStep& step, attention::Division& division) {
+                        const DecoderStep& step, attention::Attention& attention) {
   const Heads heads = heads_of(d, layer);
   const int num_tokens = step.batch.num_tokens;
+  if (d.attends && member.rank == 0)
+    attention.divide(step.batch, layer.cache, heads, member.team.size());
   attention::with_types(layer.cache, heads, [&](auto element, auto) {
     member.share(num_tokens * d.num_kv_heads, [&](int i) {
       const int token = i / d.num_kv_heads, kv_head = i % d.num_kv_heads;
@@ -127,7 +129,7 @@ inline void attend_rows(const Member& member, const Decoder& d, const DecoderLay
         attention::store_token<decltype(element)>(step.batch, layer.cache, heads, token, kv_head);
     });
   });
-  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, division);
+  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, attention);
   const int64_t size = int64_t(d.num_heads) * d.head_dim;
   member.share(num_tokens, [&](int token) {
     std::memcpy(heads.output + token * size, heads.query + token * heads.query_stride,
@@ -136,7 +138,7 @@ inline void attend_rows(const Member& member, const Decoder& d, const DecoderLay
 }
 
 inline void run_step(const Member& member, const Decoder& d, const DecoderStep& step,
-                     attention::Division& division) {
+                     attention::Attention& attention) {
   const Workspace& w = d.workspace;
   const Input input = input_of(d);
   const int rows = step.batch.num_tokens;
@@ -148,7 +150,7 @@ inline void run_step(const Member& member, const Decoder& d, const DecoderStep& 
     const DecoderLayer& layer = d.layers[i];
     norm_rows(member, d, layer.input_norm, layer.qkv, rows, itself);
     multiply(member, layer.qkv, input, rows, w.projected, REPLACE);
-    attend_rows(member, d, layer, step, division);
+    attend_rows(member, d, layer, step, attention);
     round_rows(member, layer.output, w.normed, input, rows);
     multiply(member, layer.output, input, rows, w.hidden, ADD);
     norm_rows(member, d, layer.post_attention_norm, layer.gate_up, rows, itself);

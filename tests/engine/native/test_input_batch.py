@@ -36,21 +36,62 @@ def test_builds_the_flat_batch_of_a_mixed_step() -> None:
     assert inputs.attention.slot_mapping.tolist() == [5 * 4 + 3, 2 * 4, 6 * 4, 6 * 4 + 1]
     assert inputs.max_context_len == 5
     assert inputs.sampled_tokens.tolist() == [3]
-    assert inputs.sampled_ids == (8,)
+    assert [s.sequence_id for s in inputs.sampling] == [8]
 
-    batch.append([8], [22])
+    assert batch.take_in(inputs.sampling, [22]) == {8: (22,)}
     inputs = batch.build([scheduled(8, 2, 1, samples=True)])
     assert inputs.token_ids.tolist() == [22]
-    row = batch.sampling_row(8)
+    (row,) = batch.sampling_rows(inputs.sampling)
     assert row.token_ids.tolist() == [20, 21, 22]
     assert row.num_output_tokens == 1
+
+
+def test_drafts_are_computed_and_sampled_as_if_they_were_known() -> None:
+    batch = InputBatch(LIMITS)
+    batch.apply(StepPlan(0, started=(started(7, 10, 11, 12), started(8, 20, 21))))
+    batch.build([scheduled(7, 0, 2, 5)])
+    drafting = ScheduledSequence(7, 2, 4, (2,), True, (13, 14, 15))
+    inputs = batch.build([scheduled(8, 0, 1, 6), drafting])
+    assert inputs.token_ids.tolist() == [20, 12, 13, 14, 15]
+    assert inputs.attention.context_lens.tolist() == [1, 6]
+    assert inputs.sampled_tokens.tolist() == [1, 2, 3, 4]
+    rows = batch.sampling_rows(inputs.sampling)
+    assert [row.token_ids.tolist() for row in rows] == [
+        [10, 11, 12],
+        [10, 11, 12, 13],
+        [10, 11, 12, 13, 14],
+        [10, 11, 12, 13, 14, 15],
+    ]
+    assert [row.num_output_tokens for row in rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "accepted"),
+    [
+        ([9, 14, 15, 16], (9,)),
+        ([13, 9, 15, 16], (13, 9)),
+        ([13, 14, 15, 16], (13, 14, 15, 16)),
+    ],
+)
+def test_drafts_count_up_to_the_first_wrong_one(
+    sampled: list[int], accepted: tuple[int, ...]
+) -> None:
+    batch = InputBatch(LIMITS)
+    batch.apply(StepPlan(0, started=(started(7, 10, 11, 12), started(8, 20, 21))))
+    plain = scheduled(8, 0, 2, 6, samples=True)
+    drafting = ScheduledSequence(7, 0, 6, (5, 2), True, (13, 14, 15))
+    inputs = batch.build([plain, drafting, scheduled(8, 0, 1)])
+    assert batch.take_in(inputs.sampling, [22, *sampled]) == {8: (22,), 7: accepted}
+    end = 3 + len(accepted)
+    inputs = batch.build([scheduled(7, end - 1, 1, samples=True)])
+    assert batch.sampling_rows(inputs.sampling)[0].token_ids.tolist() == [10, 11, 12, *accepted]
 
 
 def test_drops_before_it_starts_and_reuses_rows() -> None:
     batch = InputBatch(LIMITS)
     batch.apply(StepPlan(0, started=(started(1, 5, 6),)))
-    batch.build([scheduled(1, 0, 2, 3, samples=True)])
-    batch.append([1], [7])
+    inputs = batch.build([scheduled(1, 0, 2, 3, samples=True)])
+    batch.take_in(inputs.sampling, [7])
     # Preempted and started again with its output, and with other blocks.
     again = StartedSequence(1, (5, 6, 7), 2, GREEDY, 0)
     batch.apply(StepPlan(1, dropped=(1, 99), started=(again,)))
@@ -58,15 +99,14 @@ def test_drops_before_it_starts_and_reuses_rows() -> None:
     inputs = batch.build([scheduled(1, 0, 3, 6, samples=True)])
     assert inputs.token_ids.tolist() == [5, 6, 7]
     assert inputs.attention.block_tables.tolist() == [[6]]
-    assert batch.sampling_row(1).num_output_tokens == 1
+    assert batch.sampling_rows(inputs.sampling)[0].num_output_tokens == 1
 
 
 def test_holds_more_sequences_than_one_step_runs() -> None:
     batch = InputBatch(LIMITS)
     batch.apply(StepPlan(0, started=tuple(started(i, i, i + 1) for i in range(9))))
-    assert [batch.sampling_row(i).token_ids.tolist() for i in range(9)] == [
-        [i, i + 1] for i in range(9)
-    ]
+    rows = batch.sampling_rows([scheduled(i, 0, 2, samples=True) for i in range(9)])
+    assert [row.token_ids.tolist() for row in rows] == [[i, i + 1] for i in range(9)]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +122,11 @@ def test_holds_more_sequences_than_one_step_runs() -> None:
         ([scheduled(1, 0, 0, 0)], "does not fit"),
         ([scheduled(1, -1, 2, 0)], "does not fit"),
         ([scheduled(1, 0, 4, 0, samples=True)], "samples=True.* does not fit"),
+        ([ScheduledSequence(1, 5, 2, (0, 1), False, (9,))], "drafts: they are not sampled"),
+        ([ScheduledSequence(1, 6, 1, (0, 1), True, (9,))], "drafts: they are not sampled"),
+        ([ScheduledSequence(1, 5, 12, (0, 1, 2, 3), True, (9,) * 11)], "beyond max_model_len 16"),
+        ([ScheduledSequence(1, 4, 2, (0, 1), True, (9,))], "does not fit a sequence of 7 tokens"),
+        ([ScheduledSequence(1, 5, 3, (0, 1), True, (9,))], "does not fit a sequence of 7 tokens"),
     ],
 )
 def test_refuses_plans_that_would_reach_outside(

@@ -148,9 +148,7 @@ def test_samples_and_goes_on_from_its_own_tokens(checkpoint: Path) -> None:
     results += [runner.execute(planner.plan({0: 1, 1: 1})) for _ in range(12)]
     assert all(result.duration_s > 0 for result in results)
     for sequence_id, tokens in prompts.items():
-        output = [
-            r.sampled_token_ids[sequence_id] for r in results if sequence_id in r.sampled_token_ids
-        ]
+        output = [token for r in results for token in r.sampled_token_ids.get(sequence_id, ())]
         assert len(output) == 13
         with torch.inference_mode():
             logits = reference(torch.tensor([tokens + output])).logits[0]
@@ -167,7 +165,7 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened(checkpoint: Pat
         planner.start(4, prompt, sampling)
         counts, output = {4: len(prompt)}, []
         for i in range(12):
-            output.append(runner.execute(planner.plan(counts)).sampled_token_ids[4])
+            output += runner.execute(planner.plan(counts)).sampled_token_ids[4]
             counts = {4: 1}
             if i == preempt_after:
                 planner.drop(4)

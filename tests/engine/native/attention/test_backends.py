@@ -226,6 +226,74 @@ def test_the_number_of_threads_changes_no_bit(problem: Problem) -> None:
     assert torch.equal(outputs[0], outputs[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("block_size", [4, 12, 16, 48])
+def test_a_shared_beginning_changes_no_bit(
+    dtype: torch.dtype, window: int | None, block_size: int
+) -> None:
+    """40 sequences begin alike, 3 of them stay alike for longer, one is a prompt's last chunk."""
+    generator = torch.Generator().manual_seed(2)
+    num_new = [1] * 40 + [5]
+    common = 600 // block_size
+    tables, contexts = [], []
+    next_block = common
+    for i, count in enumerate(num_new):
+        context = 600 + count + 23 * (i % 7) + (400 if i < 3 else 0)
+        blocks = list(range(common))
+        if i in (1, 2):  # as sequence 0 up to token 900
+            blocks += tables[0][common : 900 // block_size]
+        num_own = -(-context // block_size) - len(blocks)
+        tables.append(blocks + list(range(next_block, next_block + num_own)))
+        contexts.append(context)
+        next_block += num_own
+    backend = NativeAttention(dtype)
+    (cache,) = backend.allocate_cache(1, next_block, 2, block_size, 32)
+    filled = next_block * block_size
+    width = max(map(len, tables))
+    padded = torch.tensor([table + [0] * (width - len(table)) for table in tables])
+
+    def attend(rows: list[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        slots = [
+            torch.tensor(tables[i])[positions // block_size] * block_size + positions % block_size
+            for i in rows
+            for positions in [torch.arange(contexts[i] - num_new[i], contexts[i])]
+        ]
+        counts = [0, *torch.tensor([num_new[i] for i in rows]).cumsum(0).tolist()]
+        backend.prepare(
+            AttentionBatch(
+                query_start_loc=torch.tensor(counts, dtype=torch.int32),
+                context_lens=torch.tensor([contexts[i] for i in rows], dtype=torch.int32),
+                block_tables=padded[rows].int(),
+                slot_mapping=torch.cat(slots),
+            )
+        )
+        return backend.forward(query, key, value, cache, window)
+
+    def random(num_tokens: int, num_heads: int) -> Tensor:
+        return torch.randn(num_tokens, num_heads, 32, generator=generator)
+
+    # The whole cache is written as one long sequence whose blocks lie in order.
+    backend.prepare(
+        AttentionBatch(
+            query_start_loc=torch.tensor([0, filled], dtype=torch.int32),
+            context_lens=torch.tensor([filled], dtype=torch.int32),
+            block_tables=torch.arange(next_block, dtype=torch.int32)[None],
+            slot_mapping=torch.arange(filled),
+        )
+    )
+    backend.forward(random(filled, 4), random(filled, 2), random(filled, 2), cache, 1)
+
+    total = sum(num_new)
+    query, key, value = random(total, 4), random(total, 2), random(total, 2)
+    together = attend(list(range(len(num_new))), query, key, value)
+    first = 0
+    for i, count in enumerate(num_new):
+        own = slice(first, first + count)
+        assert torch.equal(attend([i], query[own], key[own], value[own]), together[own])
+        first += count
+
+
 @pytest.mark.parametrize("backend_class", [NativeAttention, TorchAttention])
 def test_what_is_not_a_number_stays_in_its_sequence(
     backend_class: type[NativeAttention | TorchAttention],
