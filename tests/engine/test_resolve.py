@@ -82,6 +82,11 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
         ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 64 tokens of the 1024"),
         ({"tensor_parallel_size": 3}, "16 attention heads do not divide by 3"),
         ({"tensor_parallel_size": 1024}, "tensor_parallel_size 1024: 1024 ranks need a core"),
+        ({"pipeline_parallel_size": 1024}, "pipeline_parallel_size 1024: 1024 ranks need a core"),
+        (
+            {"tensor_parallel_size": 2, "pipeline_parallel_size": 512},
+            "tensor_parallel_size 2, pipeline_parallel_size 512: 1024 ranks need a core",
+        ),
         ({"quantization": "fp8"}, "no kernels for fp8"),
     ],
 )

@@ -353,6 +353,12 @@ def test_targets_that_are_hardly_met_are_planned_for_even_if_everything_is_pinne
         assert share > 0.5 or plan.status == "refused"
 
 
+def test_more_stages_than_layers_are_refused() -> None:
+    question = ask("Qwen3-0.6B", "32xcpu-avx512", engine="native", pipeline_parallel_size=29)
+    with pytest.raises(PinError, match="pipeline_parallel_size 29: the model has only 28 layers"):
+        make_plan(with_cpu_ranks(question))
+
+
 def test_groups_of_weights_are_not_split() -> None:
     question = Question(
         "1.5B",

@@ -130,6 +130,23 @@ def test_ranks_share_what_one_rank_would_have() -> None:
     assert plan_words.decision(two.settings).endswith("tensor parallel 2")
 
 
+def test_stages_hold_their_layers_and_a_lane_each() -> None:
+    one, two = native(), native(pipeline_parallel_size=2, max_num_seqs=32)
+    assert isinstance(two.config, EngineConfig)
+    assert (two.config.tensor_parallel_size, two.config.pipeline_parallel_size) == (1, 2)
+    assert two.config.stage_layers == (19, 9)  # the head is as large as ten layers
+    assert two.config.scheduler.max_num_seqs == 16
+    assert two.config.max_num_seqs == two.settings.max_num_seqs == 32
+    assert two.config.scheduler.num_blocks == two.settings.num_kv_blocks // 2
+    assert one.plan.ledger is not None
+    assert two.plan.ledger is not None
+    assert two.plan.ledger.usable_bytes == one.plan.ledger.usable_bytes // 2
+    assert plan_words.decision(two.settings).endswith("pipeline parallel 2")
+    both = native(pipeline_parallel_size=2, tensor_parallel_size=2).config
+    assert isinstance(both, EngineConfig)
+    assert both.num_ranks == 4
+
+
 def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     plan = write_plan(path, "Qwen3-0.6B", "4xcpu-avx2", max_model_len=4096, tensor_parallel_size=2)

@@ -106,7 +106,9 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     family, size, stages = request.param
-    checkpoint = make_checkpoint(family, tmp_path_factory.mktemp(family), **OVERRIDES.get(family, {}))
+    checkpoint = make_checkpoint(
+        family, tmp_path_factory.mktemp(family), **OVERRIDES.get(family, {})
+    )
     executor = ParallelExecutor(config_for(checkpoint, size, stages))
     executor.warm_up()
     yield Pair(executor, ModelRunner(config_for(checkpoint, 1)))
