@@ -21,6 +21,7 @@ from engine.native.layers.norm import RMSNorm
 from engine.native.linear.compiled import PackedParameter
 from engine.native.memory import lazy_zeros
 from engine.native.models import decoder as modules
+from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from profiles.model_spec import ModelSpec
 
 _WORD_BYTES = 2
@@ -30,6 +31,7 @@ _WORD_BYTES = 2
 class CompiledForward:
     """The same computation as ``DecoderForCausalLM``'s, whose products must all be compiled ones.
 
+    In a ``pipeline`` that of its stage, as in ``ModularForward``.
     For models that it ``suits``, which real ones do.
     Memory for a step's intermediate results is kept from step to step.
     """
@@ -39,11 +41,13 @@ class CompiledForward:
         model: modules.DecoderForCausalLM,
         spec: ModelSpec,
         caches: list[LayerCache],
+        pipeline: Pipeline = SINGLE_STAGE,
         *,
         attends: bool = True,
     ) -> None:
         self._library = load_library()
         self._kept_alive = (model, caches)
+        self._pipeline = pipeline
         self._rotary = model.model.rotary
         self._spec = spec
         layers = [
@@ -54,9 +58,9 @@ class CompiledForward:
         self._layers = (DecoderLayer * len(layers))(*layers)
         self._decoder = Decoder(
             layers=self._layers,
-            embedding=_linear(model.model.embed_tokens),
-            head=_linear(model.lm_head),
-            final_norm=_norm(model.model.norm),
+            embedding=_linear(model.model.embed_tokens) if pipeline.is_first else Linear(),
+            head=_linear(model.lm_head) if pipeline.is_last else Linear(),
+            final_norm=_norm(model.model.norm) if pipeline.is_last else None,
             num_layers=len(layers),
             num_heads=spec.num_attention_heads,
             num_kv_heads=spec.num_kv_heads,
@@ -76,14 +80,20 @@ class CompiledForward:
         return spec.intermediate_size % (2 * load_library().vector_lanes) == 0
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
-        num_tokens = len(inputs.token_ids)
+        num_tokens, pipeline = len(inputs.token_ids), self._pipeline
+        if not pipeline.is_last:
+            rows = rows[:0]
         self._reserve(max(num_tokens, len(rows)))
+        hidden = self._buffers["hidden"][:num_tokens]
+        if not pipeline.is_first:
+            shape = (num_tokens, self._spec.hidden_size)
+            hidden.copy_(pipeline.receive(shape, torch.float32))
         if len(rows) > len(self._logits):
             self._logits = lazy_zeros((len(rows), self._spec.vocab_size), torch.float32)
         logits = self._logits[: len(rows)]
         step = DecoderStep(
             batch=batch_struct(inputs.attention),
-            token_ids=pointer(inputs.token_ids, torch.int64),
+            token_ids=pointer(inputs.token_ids, torch.int64) if pipeline.is_first else None,
             positions=pointer(inputs.positions, torch.int64),
             angles=pointer(self._rotary.table(inputs.max_context_len), torch.float32),
             sampled_tokens=pointer(rows, torch.int64),
@@ -91,6 +101,8 @@ class CompiledForward:
             logits=logits.data_ptr(),
         )
         self._library.decoder_forward(self._decoder, step, torch.get_num_threads())
+        if not pipeline.is_last:
+            pipeline.send(hidden.clone())  # the next step begins before it has arrived
         return logits
 
     def _reserve(self, num_tokens: int) -> None:
@@ -103,7 +115,9 @@ class CompiledForward:
         normed = max(spec.hidden_size, heads)
         projected = max(heads + 2 * kv_heads, spec.intermediate_size)
         layer = self._layers[0]
-        linears = (layer.qkv, layer.output, layer.gate_up, layer.down, self._decoder.head)
+        linears = [layer.qkv, layer.output, layer.gate_up, layer.down]
+        if self._pipeline.is_last:
+            linears.append(self._decoder.head)
         groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
         widest = -(-max(normed, spec.intermediate_size) // 4) * 4
         self._buffers = {

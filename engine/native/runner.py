@@ -102,9 +102,8 @@ class ModelRunner:
         )
         self._forward: Forward
         compiled = self._kernels.are_compiled and isinstance(self._backend, NativeAttention)
-        is_whole = ranks.size == pipeline.size == 1
-        if compiled and is_whole and CompiledForward.suits(self.spec):
-            self._forward = CompiledForward(self._model, self.spec, self._caches)
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+            self._forward = CompiledForward(self._model, self.spec, self._caches, pipeline)
         else:
             self._forward = ModularForward(self._model, self._caches, self._backend, pipeline)
         self._limits = limits

@@ -33,8 +33,8 @@ struct Workspace {
 
 struct Decoder {
   const DecoderLayer* layers;
-  Linear embedding;  // its rows are looked up
-  Linear head;
+  Linear embedding;  // its rows are looked up; empty but in the first stage of a pipeline
+  Linear head;       // empty, as the norm is null, but in the last stage
   const float* final_norm;
   int32_t num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size;
   float norm_eps;
@@ -44,7 +44,8 @@ struct Decoder {
 
 struct DecoderStep {
   Batch batch;
-  const int64_t *token_ids, *positions;  // [num_tokens]
+  const int64_t* token_ids;              // [num_tokens]; null: the residual stream is there already
+  const int64_t* positions;              // [num_tokens]
   const float* angles;                   // [longest, 2 * head_dim], see RotaryEmbedding
   const int64_t* sampled_tokens;         // [num_sampled]: rows whose logits are wanted
   int32_t num_sampled;
@@ -143,9 +144,12 @@ inline void run_step(const Member& member, const Decoder& d, const DecoderStep& 
   const Input input = input_of(d);
   const int rows = step.batch.num_tokens;
   const auto itself = [](int row) { return int64_t(row); };
-  member.share(rows, [&](int row) {
-    packing::unpack_row(d.embedding, step.token_ids[row], w.hidden + int64_t(row) * d.hidden_size);
-  });
+  if (step.token_ids) {
+    member.share(rows, [&](int row) {
+      packing::unpack_row(d.embedding, step.token_ids[row],
+                          w.hidden + int64_t(row) * d.hidden_size);
+    });
+  }
   for (int i = 0; i < d.num_layers; i++) {
     const DecoderLayer& layer = d.layers[i];
     norm_rows(member, d, layer.input_norm, layer.qkv, rows, itself);
