@@ -42,6 +42,8 @@ class Pins:
     kv_cache_dtype: str | None = None
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
+    stage_layers: tuple[int, ...] | None = None
+    """Layers of each stage, where the stages' devices differ; goes with the number of stages."""
     replicas: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -352,6 +354,7 @@ def _emulated(weights: tuple[str, Verdict], kv: tuple[str, Verdict]) -> str:
 def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iterator[_Layout]:
     """Splits over the devices that the model and the pins allow."""
     pins, spec = question.pins, question.spec
+    _check_stage_layers(pins, spec)
     any_layout = False
     for tp in _sizes(pins.tensor_parallel_size, group.count):
         reason = why_not_tensor_parallel(spec, tp)
@@ -383,6 +386,22 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
         wanted = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
         have = f"{group.count} x {group.profile.name}"
         raise PinError(f"{wanted or 'no layout'} does not fit on {have}")
+
+
+def _check_stage_layers(pins: Pins, spec: ModelSpec) -> None:
+    """
+    Raises:
+        PinError: the layers that the user gives to stages are not the model's.
+    """
+    counts = pins.stage_layers
+    if counts is None:
+        return
+    told = f"stage_layers {','.join(map(str, counts))}"
+    if len(counts) != pins.pipeline_parallel_size:
+        stages = pins.pipeline_parallel_size
+        raise PinError(f"{told}: {len(counts)} stages, but pipeline_parallel_size is {stages}")
+    if min(counts) < 1 or sum(counts) != spec.num_layers:
+        raise PinError(f"{told}: each stage needs a layer, and the model has {spec.num_layers}")
 
 
 def _why_not_linked(group: DeviceGroup, count: int) -> str | None:

@@ -115,12 +115,15 @@ class MemoryDemand:
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int
+    stage_layers_asked: tuple[int, ...] | None = None
     stage_layers: tuple[int, ...] = field(init=False)
-    """Layers of each pipeline stage."""
+    """Layers of each pipeline stage: those asked for, or what the engine would choose."""
 
     def __post_init__(self) -> None:
         stages = self.pipeline_parallel_size
-        layers = stage_layers(self.spec, self.weights, self.engine, stages)
+        layers = self.stage_layers_asked or stage_layers(
+            self.spec, self.weights, self.engine, stages
+        )
         object.__setattr__(self, "stage_layers", layers)
 
     def layers_of(self, stage: int) -> slice:

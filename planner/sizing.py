@@ -161,6 +161,7 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         block_size=limits.block_size,
+        stage_layers_asked=pins.stage_layers,
     )
     device_bytes = int(candidate.profile.memory_bytes.value)
     taken = 0 if question.available_bytes is None else device_bytes - question.available_bytes

@@ -71,6 +71,7 @@ def serve(
     kv_cache_dtype: flags.KvCacheDtype = None,
     tensor_parallel_size: flags.TensorParallelSize = None,
     pipeline_parallel_size: flags.PipelineParallelSize = None,
+    stage_layers: flags.StageLayers = None,
     replicas: flags.Replicas = None,
     max_model_len: flags.MaxModelLen = None,
     max_num_seqs: flags.MaxNumSeqs = None,

@@ -82,6 +82,12 @@ PipelineParallelSize = Annotated[
     int | None,
     typer.Option(help="Devices (on a CPU: processes) that the layers are divided among.", min=1),
 ]
+StageLayers = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers of each stage, such as 20,12, where stages are not to take equally long."
+    ),
+]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1)]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens of prompt and output together.", min=1)

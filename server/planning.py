@@ -100,6 +100,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
             ("--speculative-tokens", options.speculative_tokens),
+            ("--stage-layers", options.stage_layers),
         ):
             if value is not None:
                 return f"{flag} is the native engine's; the simulated engine computes nothing"

@@ -87,6 +87,14 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
             {"tensor_parallel_size": 2, "pipeline_parallel_size": 512},
             "tensor_parallel_size 2, pipeline_parallel_size 512: 1024 ranks need a core",
         ),
+        (
+            {"pipeline_parallel_size": 2, "stage_layers": (20, 9)},
+            "stage_layers 20,9: each stage needs a layer, and the model has 28",
+        ),
+        (
+            {"pipeline_parallel_size": 3, "stage_layers": (20, 8)},
+            "stage_layers 20,8: 2 stages, but pipeline_parallel_size is 3",
+        ),
         ({"quantization": "fp8"}, "no kernels for fp8"),
     ],
 )

@@ -142,6 +142,9 @@ def test_stages_hold_their_layers_and_a_lane_each() -> None:
     assert two.plan.ledger is not None
     assert two.plan.ledger.usable_bytes == one.plan.ledger.usable_bytes // 2
     assert plan_words.decision(two.settings).endswith("pipeline parallel 2")
+    asked = native(stage_layers="8,20").config
+    assert isinstance(asked, EngineConfig)
+    assert (asked.pipeline_parallel_size, asked.stage_layers) == (2, (8, 20))
     both = native(pipeline_parallel_size=2, tensor_parallel_size=2).config
     assert isinstance(both, EngineConfig)
     assert both.num_ranks == 4
