@@ -156,7 +156,7 @@ def main(
     (group,) = calibrated((detected.cpu.group,))
     source = find_model(model)
     spec = ModelSpec.from_directory(source.directory)
-    kv_type = kv_cache_dtype or plain_kv_dtype(spec, "native")
+    kv_type = kv_cache_dtype or plain_kv_dtype(spec, "native", "cpu")
     candidate = trial.native_candidate(group.profile, dtype, quantization, kv_type)
     name = f"{source.name}, {quantization} weights, {kv_type} KV cache, {dtype}"
     if all(fit.key != fit_key(spec, candidate) for fit in group.profile.fits):

@@ -25,9 +25,9 @@ class EngineConfig:
     """Type of activations; also of weights and KV cache where nothing else is said."""
     quantization: str = "none"
     """Scheme that weights are held in: ``none`` (as stored), ``int8``, ``int8_g128``, ``int4`` or
-    ``int4_g128``, see ``profiles/numerics.yaml``."""
+    ``int4_g128`` (``profiles/numerics.yaml``); that of a checkpoint that is quantized already."""
     kv_cache_dtype: str = "auto"
-    """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
+    """``auto`` (that of ``dtype``), ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
     tensor_parallel_size: int = 1
     """Ranks that each hold a part of every layer; all but the first are processes of their own."""
     pipeline_parallel_size: int = 1
@@ -38,10 +38,17 @@ class EngineConfig:
     """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()
     """The hardware thread that each compute thread is bound to; empty leaves it to the system."""
+    device: str = "cpu"
+    """``cpu``, ``cuda`` (the first) or ``cuda:0``, ``cuda:1``, …"""
+    cuda_graphs: bool = True
+    """On CUDA, repeat decode steps from captured graphs."""
     attention_backend: str = "auto"
-    """``auto``, ``native`` (compiled CPU kernel) or ``torch`` (plain torch, the reference)."""
+    """``auto``, ``native`` (compiled CPU kernel), ``triton`` (GPU kernels) or ``torch`` (plain
+    torch, the reference)."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    load_format: str = "safetensors"
+    """``safetensors``, or ``random``: noise in place of weights, to measure speed without any."""
     step_time: StepTimeModel | None = None
     """What its steps are predicted to take, for decisions while it runs (speculation)."""
     show_progress: bool = True

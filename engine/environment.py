@@ -9,6 +9,8 @@ _DEFAULTS = {
     # work, whenever anything else runs beside them: the HTTP process on a small machine, say. A
     # matrix product of 50 us then takes 16 ms (2 cores, one other busy process, torch 2.13).
     "OMP_WAIT_POLICY": "PASSIVE",
+    # The order in which the driver, and so the detection, counts devices.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
 }
 
 

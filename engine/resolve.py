@@ -93,6 +93,7 @@ def native_config(
     """What the native engine is started with."""
     return EngineConfig(
         model_dir=model_dir,
+        device="cpu" if sized.candidate.profile.is_cpu else "cuda",
         dtype=sized.candidate.dtype,
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,

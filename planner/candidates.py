@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 from planner.ledger import DTYPE_BYTES
+from planner.quality import why_below_floor, why_form_below_floor
 from planner.slo import Slo
 from planner.split import why_not_in_groups, why_not_tensor_parallel
 from planner.workload import DEFAULT_CONCURRENCY, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
 from profiles.hardware import divide_cpu, link_between
-from profiles.model_spec import ModelSpec
+from profiles.model_spec import CheckpointQuantization, ModelSpec
 from profiles.numerics import (
     KV_TYPES,
     SCHEMES,
@@ -24,7 +26,9 @@ from profiles.numerics import (
     check_kv_dtype,
     check_scheme,
     formats_of,
+    why_not_checkpoint,
 )
+from profiles.quality import Quality, QualityTable
 
 ENGINES = ("vllm", "native")
 OBJECTIVES = ("goodput", "throughput", "latency", "devices")
@@ -68,9 +72,20 @@ class Question:
     objective: str | None = None
     quality_bits: int | None = None
     """Fewest bits that weights may be quantized to; None is 8, or fewer if nothing else fits."""
+    quality: QualityTable = field(default_factory=dict)
+    """What was measured of this model in the native engine, which counts for more than bits."""
     pins: Pins = field(default_factory=Pins)
     available_bytes: int | None = None
     """Memory that is free on the host at hand; None is all of the device's."""
+
+    @property
+    def floor_bits(self) -> int:
+        """The quality floor, before it is lowered because nothing fits."""
+        return self.quality_bits or DEFAULT_QUALITY_BITS
+
+    def measured(self, engine: str, scheme: str, kv_dtype: str) -> Quality | None:
+        """What is known of the quality of a form in an engine."""
+        return self.quality.get((scheme, kv_dtype)) if engine == "native" else None
 
 
 def with_cpu_ranks(question: Question) -> Question:
@@ -156,7 +171,8 @@ class Candidate:
         if self.scheme.name != "none":
             parts.append(self.scheme.name)
         else:
-            parts.append("unquantized" if formats_of(self.engine).as_stored else self.dtype)
+            is_stored = self.profile.vendor in formats_of(self.engine).as_stored_on
+            parts.append("unquantized" if is_stored else self.dtype)
         if self.has_compact_kv:
             parts.append(f"{self.kv_dtype} KV")
         parts.append(f"TP {self.tensor_parallel_size}")
@@ -197,6 +213,10 @@ def enumerate_candidates(question: Question, group: DeviceGroup, least_bits: int
         for layout in _layouts(question, group, found):
             whole = [item for item in schemes if _keeps_groups(question, item[0], layout, found)]
             for (scheme, verdict), (kv_dtype, kv_verdict) in product(whole, kv_dtypes):
+                reason = why_not_kv_dtype(question, engine, scheme.name, kv_dtype, least_bits)
+                if reason is not None:
+                    found.ruled_out[f"{scheme.name} weights with {kv_dtype} KV cache"] = reason
+                    continue
                 found.candidates.append(
                     Candidate(
                         profile=group.profile,
@@ -254,7 +274,7 @@ def _dtype(question: Question, profile: AcceleratorProfile, engine: str) -> str:
         if verdict.support is Support.UNSUPPORTED:
             raise PinError(f"dtype {pinned}: {verdict.reason}{_instead(verdict.nearest)}")
         return pinned
-    if formats_of(engine).as_stored:
+    if profile.vendor in formats_of(engine).as_stored_on:
         return "float32"
     stored = question.spec.dtype if question.spec.dtype in DTYPE_BYTES else "bfloat16"
     wanted = "bfloat16" if stored == "float32" else stored
@@ -269,21 +289,11 @@ def _schemes(
     least_bits: int,
     found: Enumeration,
 ) -> Iterator[tuple[WeightScheme, Verdict]]:
-    stored = question.spec.quantization
-    pinned = question.pins.quantization
+    stored, pinned = question.spec.quantization, question.pins.quantization
     formats = formats_of(engine)
-    if stored is not None and not formats.quantized_checkpoints:
-        raise UnsupportedError(
-            f"the checkpoint is quantized ({stored.method}), and the {engine} engine quantizes "
-            "weights itself, from 16 or 32 bits",
-            "a checkpoint of the model that is not quantized",
-        )
-    if pinned is not None and pinned not in SCHEMES:
-        raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
-    if stored is not None and pinned not in (None, stored.scheme):
-        raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
-    fixed = stored.scheme if stored is not None else pinned
-    considered = formats.schemes if fixed is None else {fixed}
+    fixed = _fixed_scheme(stored, pinned, engine)
+    considered = formats.within_reach if fixed is None else {fixed}
+    measured = partial(_measured_weights, question, engine, profile.vendor)
     for name, scheme in SCHEMES.items():
         if name not in considered:
             continue
@@ -297,21 +307,56 @@ def _schemes(
                     f"a checkpoint of another kind{_instead(verdict.nearest)}",
                 )
             found.ruled_out[f"quantization {name}"] = verdict.reason
-        elif fixed is None and scheme.quality_bits < least_bits:
-            found.ruled_out[f"quantization {name}"] = (
-                f"{scheme.quality_bits} bits, below the quality floor of {least_bits}"
-            )
+        elif fixed is None and (reason := why_below_floor(scheme, measured(name), least_bits)):
+            found.ruled_out[f"quantization {name}"] = reason
         elif fixed is None and name not in formats.online and least_bits >= DEFAULT_QUALITY_BITS:
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
         else:
             yield scheme, verdict
 
 
+def _measured_weights(question: Question, engine: str, vendor: str, scheme: str) -> Quality | None:
+    """What is known of a scheme beside a KV cache that costs nothing."""
+    return question.measured(engine, scheme, plain_kv_dtype(question.spec, engine, vendor))
+
+
+def why_not_kv_dtype(
+    question: Question, engine: str, scheme: str, kv_dtype: str, least_bits: int
+) -> str | None:
+    """Why a compact cache beside these weights was measured to lose too much; None if it was not,
+    or if the user wants it."""
+    if question.pins.kv_cache_dtype is not None or not KV_TYPES[kv_dtype].is_compact:
+        return None
+    return why_form_below_floor(question.measured(engine, scheme, kv_dtype), least_bits)
+
+
+def _fixed_scheme(
+    stored: CheckpointQuantization | None, pinned: str | None, engine: str
+) -> str | None:
+    """The scheme that the checkpoint or the user has decided on; None leaves it open."""
+    if pinned is not None and pinned not in SCHEMES:
+        raise PinError(f"quantization {pinned!r} is unknown (known: {', '.join(SCHEMES)})")
+    if stored is None:
+        formats = formats_of(engine)
+        if pinned in formats.schemes - formats.within_reach:
+            raise PinError(
+                f"quantization {pinned} needs a checkpoint that was quantized beforehand; the "
+                f"{engine} engine itself makes {', '.join(sorted(formats.online - {'none'}))}"
+            )
+        return pinned
+    reason = why_not_checkpoint(stored, engine)
+    if reason is not None:
+        raise UnsupportedError(reason, "a checkpoint of the model that is not quantized")
+    if pinned not in (None, stored.scheme):
+        raise PinError(f"the checkpoint is quantized as {stored.scheme}, not as {pinned}")
+    return stored.scheme
+
+
 def _kv_dtypes(
     question: Question, profile: AcceleratorProfile, engine: str, found: Enumeration
 ) -> Iterator[tuple[str, Verdict]]:
     pinned = question.pins.kv_cache_dtype
-    plain = plain_kv_dtype(question.spec, engine)
+    plain = plain_kv_dtype(question.spec, engine, profile.vendor)
     if pinned == "auto":
         pinned = plain
     for name in (pinned,) if pinned else (plain, *compact_kv_dtypes(engine)):
@@ -326,12 +371,12 @@ def _kv_dtypes(
             yield name, verdict
 
 
-def plain_kv_dtype(spec: ModelSpec, engine: str) -> str:
+def plain_kv_dtype(spec: ModelSpec, engine: str, vendor: str) -> str:
     """The type of keys and values that costs no precision to speak of, by the engine's name.
 
     Where activations are not in the checkpoint's type, 16 bits for 16 bits.
     """
-    if not formats_of(engine).as_stored:
+    if vendor not in formats_of(engine).as_stored_on:
         return "auto"
     return "float32" if spec.dtype == "float32" else "bfloat16"
 
@@ -436,10 +481,12 @@ def _keeps_groups(
         PinError: they cannot, and the user has decided on both.
     """
     size = layout.tensor_parallel_size
-    reason = why_not_in_groups(question.spec, scheme.group_size, size)
+    stored = question.spec.quantization
+    group_size = scheme.group_size if stored is None else stored.group_size or 0
+    reason = why_not_in_groups(question.spec, group_size, size)
     if reason is None:
         return True
-    if question.pins.tensor_parallel_size and question.pins.quantization:
+    if question.pins.tensor_parallel_size and (stored or question.pins.quantization):
         raise PinError(f"quantization {scheme.name}: {reason}")
     found.ruled_out[f"{scheme.name} TP {size}"] = reason
     return False

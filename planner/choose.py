@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from planner import explain
 from planner.candidates import (
-    DEFAULT_QUALITY_BITS,
     LEAST_QUALITY_BITS,
     OBJECTIVES,
     Candidate,
@@ -16,6 +15,7 @@ from planner.candidates import (
     Question,
     UnsupportedError,
     compact_kv_dtypes,
+    why_not_kv_dtype,
     with_cpu_ranks,
 )
 from planner.estimate import estimate
@@ -100,7 +100,7 @@ def _check(question: Question) -> None:
 def _plan_group(question: Question, group: DeviceGroup) -> Outcome:
     outcome = Outcome(group)
     try:
-        sizing = size_all(question, group, question.quality_bits or DEFAULT_QUALITY_BITS)
+        sizing = size_all(question, group, question.floor_bits)
     except UnsupportedError as error:
         outcome.refusal = Refusal(str(error), (error.fix,))
         return outcome
@@ -142,6 +142,7 @@ def _choose(
     best = _thoroughly(question, tried, rank)
     outcome.refusal = _refusal(question, best)
     outcome.best = best
+    outcome.notes += explain.measured_quality(question, best.sized.candidate)
     if best.sized.candidate.emulated:
         outcome.notes.append(f"emulated: {best.sized.candidate.emulated}")
     return best
@@ -225,6 +226,9 @@ def _kv_caches(question: Question, sized: Sized) -> Variations:
         (replace(candidate, kv_dtype=name), sized.limits)
         for name in compact_kv_dtypes(candidate.engine)
         if check_kv_dtype(name, candidate.profile, candidate.engine).support is Support.NATIVE
+        and not why_not_kv_dtype(
+            question, candidate.engine, candidate.scheme.name, name, question.floor_bits
+        )
     ]
 
 
@@ -280,7 +284,7 @@ def _shares(question: Question) -> tuple[float, ...]:
     for group in question.hardware:
         single = replace(question, hardware=(group,))
         try:
-            sizing = size_all(single, group, question.quality_bits or DEFAULT_QUALITY_BITS)
+            sizing = size_all(single, group, question.floor_bits)
             fitting = sizing.fitting
         except PinError:
             fitting = []

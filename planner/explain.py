@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner import quality
 from planner.candidates import DEFAULT_QUALITY_BITS, Candidate, Question
 from planner.estimate import Estimate
 from planner.plan import Percentiles, Prediction
@@ -87,6 +88,16 @@ def lowered_floor(best: Sized) -> list[str]:
     if scheme.name not in formats_of(best.candidate.engine).online:
         notes.append(f"{scheme.name} needs a checkpoint that was quantized beforehand")
     return notes
+
+
+def measured_quality(question: Question, candidate: Candidate) -> list[str]:
+    """What is known of the quality of what was chosen, where it costs any."""
+    scheme, kv_dtype = candidate.scheme.name, candidate.kv_dtype
+    measured = question.measured(candidate.engine, scheme, kv_dtype)
+    if measured is None or (scheme == "none" and not candidate.has_compact_kv):
+        return []
+    name = f"{scheme} with {kv_dtype} KV cache" if candidate.has_compact_kv else scheme
+    return [quality.in_words(name, measured)]
 
 
 def reachable_slo(question: Question, prediction: Prediction) -> str:

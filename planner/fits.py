@@ -17,6 +17,14 @@ from profiles.step_time import FitKey, FittedCoefficients, RateCurve, StepTimeMo
 
 _DTYPE_KEYS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _TAKEN_OVER_SPREAD = 2.0
+_STORED = "stored "
+_LIKE = {
+    "stored awq": "int4_g128",
+    "stored gptq": "int4_g128",
+    "stored gptq_int8": "int8_g128",
+    "stored int8": "int8",
+}
+"""Whose products those of a quantized checkpoint are like, in the native engine."""
 
 
 def type_key(dtype: str) -> str:
@@ -27,17 +35,29 @@ def type_key(dtype: str) -> str:
 def weights_key(spec: ModelSpec, candidate: Candidate) -> str:
     """What rates and fits of the layers' products go by: the scheme, or the type of weights."""
     if candidate.scheme.name != "none":
-        return candidate.scheme.name
-    keeps = formats_of(candidate.engine).as_stored and candidate.dtype == "float32"
+        # The head of a checkpoint that came quantized is held in another type than ours.
+        return f"{_STORED if spec.quantization else ''}{candidate.scheme.name}"
+    keeps = _is_as_stored(candidate) and candidate.dtype == "float32"
     return type_key(spec.dtype if keeps else candidate.dtype)
+
+
+def _is_as_stored(candidate: Candidate) -> bool:
+    return candidate.profile.vendor in formats_of(candidate.engine).as_stored_on
 
 
 def head_key(spec: ModelSpec, candidate: Candidate) -> str:
     """The same of the product with the vocabulary."""
-    scheme = candidate.scheme.name
-    if scheme == "none":
+    if candidate.scheme.name == "none":
         return weights_key(spec, candidate)
-    return formats_of(candidate.engine).ends.get(scheme) or type_key(candidate.dtype)
+    plain = spec.dtype if _is_as_stored(candidate) else candidate.dtype
+    return ends_scheme(spec, candidate) or type_key(plain)
+
+
+def ends_scheme(spec: ModelSpec, candidate: Candidate) -> str | None:
+    """The scheme of the embedding and the head; None where they are not quantized."""
+    if spec.quantization is not None:
+        return None
+    return formats_of(candidate.engine).ends.get(candidate.scheme.name)
 
 
 def kv_cache_type(candidate: Candidate) -> str:
@@ -58,8 +78,9 @@ def fit_key(spec: ModelSpec, candidate: Candidate) -> FitKey:
 
 def measured_curve(candidate: Candidate, key: str) -> RateCurve | None:
     """The device's measured products of one kind; None where there are none."""
-    if formats_of(candidate.engine).as_stored and candidate.dtype != "float32":
+    if _is_as_stored(candidate) and candidate.dtype != "float32":
         return None  # measured were those between float32 activations
+    key = _LIKE.get(key, key)
     rates = [rate for rate in candidate.profile.linear_rates if rate.dtype == key]
     if not rates:
         return None
@@ -96,7 +117,7 @@ def _distance(key: FitKey, wanted: FitKey) -> tuple[bool, bool, bool]:
 
 
 def _is_integer(weights: str) -> bool:
-    return weights in SCHEMES
+    return weights.removeprefix(_STORED) in SCHEMES
 
 
 def _taken_over(
@@ -104,10 +125,10 @@ def _taken_over(
 ) -> FittedCoefficients | None:
     """A relative's fit as that of the candidate; None where the device's products are unknown."""
     known, wanted = fit.key.weights, weights_key(spec, candidate)
-    ends = formats_of(candidate.engine).ends
     try:
         linear = _scaled(fit.linear_curve, candidate, known, wanted)
-        head = _scaled(fit.head_curve, candidate, ends.get(known, known), head_key(spec, candidate))
+        known_head = _head_of(known, spec, candidate)
+        head = _scaled(fit.head_curve, candidate, known_head, head_key(spec, candidate))
     except LookupError:
         return None
     return replace(
@@ -117,6 +138,13 @@ def _taken_over(
         linear_curve=linear,
         head_curve=head,
     )
+
+
+def _head_of(weights: str, spec: ModelSpec, candidate: Candidate) -> str:
+    """The key of the head that goes with weights of a fit."""
+    if weights.startswith(_STORED):
+        return type_key(spec.dtype)
+    return formats_of(candidate.engine).ends.get(weights, weights)
 
 
 def _scaled(

@@ -53,6 +53,14 @@ OVERHEADS = {
         utilization=0.9,
     ),
     ("vllm", "cpu"): Overheads(context_bytes=2 * GIB),
+    # As vLLM's: the same runtime, graphs of the same steps. Not measured yet.
+    ("native", "accelerator"): Overheads(
+        context_bytes=int(0.75 * GIB),
+        graph_bytes=int(0.2 * GIB),
+        graph_bytes_per_layer=8 * 2**20,
+        communication_bytes=int(0.37 * GIB),
+        utilization=0.9,
+    ),
     # Resident size of an engine process with torch loaded and no model, measured: 0.3 GiB.
     ("native", "cpu"): Overheads(context_bytes=int(0.35 * GIB)),
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.candidates import Question
+from planner.candidates import Candidate, Question
 from planner.estimate import Estimate
 from planner.predict import Simulated
+from planner.quality import bits_worth
 from planner.sizing import Sized
 
 _WORTH_A_CHANGE = 0.05
@@ -32,7 +33,7 @@ def ranking(question: Question) -> Callable[[Simulated], Score]:
     def rank(one: Simulated) -> Score:
         prediction, candidate = one.prediction, one.sized.candidate
         latency = -prediction.e2e_ms.p50
-        bits = float(candidate.scheme.quality_bits)
+        bits = _bits_worth(question, candidate)
         served = 0.0 if one.overloaded else 1.0
         met = (
             float(f"{prediction.goodput_per_s:.2g}")
@@ -51,6 +52,14 @@ def ranking(question: Question) -> Callable[[Simulated], Score]:
                 return (served, enough, -float(candidate.num_devices), latency, bits)
 
     return rank
+
+
+def _bits_worth(question: Question, candidate: Candidate) -> float:
+    """By what was measured of the form, else the number of its bits."""
+    measured = question.measured(candidate.engine, candidate.scheme.name, candidate.kv_dtype)
+    if measured is None or candidate.scheme.name == "none":
+        return float(candidate.scheme.quality_bits)
+    return float(bits_worth(measured.mean_kl) or 0)
 
 
 def promise(question: Question, sized: Sized, guess: Estimate) -> Score:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.candidates import Candidate, PinError, Question, enumerate_candidates
 from planner.fits import (
+    ends_scheme,
     head_key,
     kv_cache_type,
     measured_curve,
@@ -17,7 +18,7 @@ from planner.fits import (
 from planner.ledger import DTYPE_BYTES, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
 from profiles.accelerator import DeviceGroup
 from profiles.hardware import link_between
-from profiles.model_spec import ModelSpec, TensorRole
+from profiles.model_spec import CheckpointQuantization, ModelSpec, TensorRole
 from profiles.numerics import SCHEMES, WeightScheme, formats_of
 from profiles.priors import priors_for
 from profiles.step_cost import WeightFormat, step_cost
@@ -77,21 +78,35 @@ class Sized:
         )
 
 
-def weight_format(spec: ModelSpec, scheme: WeightScheme, engine: str, dtype: str) -> WeightFormat:
-    """How the engine holds this model's weights in a scheme, with activations of ``dtype``."""
+def weight_format(
+    spec: ModelSpec, scheme: WeightScheme, engine: str, dtype: str, vendor: str
+) -> WeightFormat:
+    """How the engine holds this model's weights in a scheme, with activations of ``dtype``, on a
+    vendor's devices."""
     formats = formats_of(engine)
     plain = other = DTYPE_BYTES[dtype]
-    if formats.as_stored:
+    if vendor in formats.as_stored_on:
         plain, other = DTYPE_BYTES.get(spec.dtype, 2), DTYPE_BYTES["float32"]
     by_role: dict[TensorRole, float] = dict.fromkeys(_LAYERS | _ENDS, plain)
-    if scheme.name != "none":
-        stored = spec.quantization
-        roles = _LAYERS if stored is None else stored.roles or _LAYERS
-        by_role |= dict.fromkeys(roles - {TensorRole.NORM}, scheme.bits_per_weight / 8)
+    if spec.quantization is not None:
+        by_role |= _stored_bytes(spec, spec.quantization, plain, formats.zero_point_bits)
+    elif scheme.name != "none":
+        by_role |= dict.fromkeys(_LAYERS, scheme.bits_per_weight / 8)
         if scheme.name in formats.ends:
             ends = SCHEMES[formats.ends[scheme.name]]
             by_role |= dict.fromkeys(_ENDS, ends.bits_per_weight / 8)
     return WeightFormat(other, by_role)
+
+
+def _stored_bytes(
+    spec: ModelSpec, stored: CheckpointQuantization, plain: float, zero_point_bits: int
+) -> dict[TensorRole, float]:
+    """Average bytes of a weight in a quantized checkpoint, with what it left unquantized."""
+    quantized = stored.bits_per_weight(zero_point_bits) / 8
+    return {
+        role: plain + count / spec.parameters_by_role[role] * (quantized - plain)
+        for role, count in stored.parameters_by_role.items()
+    }
 
 
 def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -> StepTimeModel:
@@ -101,7 +116,7 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
     model = StepTimeModel(
         cost=step_cost(
             spec,
-            weight_format(spec, scheme, candidate.engine, candidate.dtype),
+            weight_format(spec, scheme, candidate.engine, candidate.dtype, profile.vendor),
             kv_dtype_bytes=candidate.kv_bytes_per_element(spec),
             activation_dtype_bytes=DTYPE_BYTES[candidate.dtype],
             tensor_parallel_size=tp,
@@ -110,7 +125,7 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
             bandwidth_bytes_per_s=profile.bandwidth_bytes_per_s.value,
             linear_flops=linear,
             dense_flops=_dense_peak(candidate),
-            head_flops=linear if scheme.name in formats_of(candidate.engine).ends else None,
+            head_flops=linear if ends_scheme(spec, candidate) is not None else None,
             link_bytes_per_s=_link_rate(group, tp),
             hop_bytes_per_s=_link_rate(group, tp * candidate.pipeline_parallel_size),
             linear_curve=measured_curve(candidate, weights_key(spec, candidate)),
@@ -152,7 +167,13 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
     demand = MemoryDemand(
         spec=question.spec,
         engine=candidate.engine,
-        weights=weight_format(question.spec, candidate.scheme, candidate.engine, candidate.dtype),
+        weights=weight_format(
+            question.spec,
+            candidate.scheme,
+            candidate.engine,
+            candidate.dtype,
+            candidate.profile.vendor,
+        ),
         dtype=candidate.dtype,
         kv_dtype_bytes=candidate.kv_bytes_per_element(question.spec),
         tensor_parallel_size=candidate.tensor_parallel_size,

@@ -11,9 +11,7 @@ field by field; everything else stays the catalogue's. Two rules keep the roofli
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -36,6 +34,7 @@ from profiles.catalog import (
     read_yaml,
 )
 from profiles.detect import detect_host
+from profiles.store import data_home, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +44,6 @@ so that older figures mislead raises it, and they are ignored. 1 was before the 
 _VERSION_KEY = "calibration"
 _HERE = frozenset({ProvenanceKind.MEASURED, ProvenanceKind.FITTED})
 """Provenance of what calibration found out."""
-
-
-class StoreError(ValueError):
-    """A profile that cannot be written; one line."""
 
 
 class MeasuredStore:
@@ -91,31 +86,8 @@ class MeasuredStore:
             width=100,
             default_flow_style=None,
         )
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self.directory, suffix=".tmp", delete=False
-            ) as file:
-                file.write(text)
-            os.replace(file.name, path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(path, text)
         return path
-
-
-def data_home() -> Path:
-    """Where Ridgeline keeps what it learned, by the XDG base directory specification.
-
-    ``$RIDGELINE_DATA_HOME``, else ``$XDG_DATA_HOME/ridgeline``, else ``~/.local/share/ridgeline``.
-    """
-    own = os.environ.get("RIDGELINE_DATA_HOME")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_DATA_HOME")
-    # The specification says to ignore a path that is not absolute.
-    if shared and Path(shared).is_absolute():
-        return Path(shared) / "ridgeline"
-    return Path.home() / ".local" / "share" / "ridgeline"
 
 
 def device_key(profile: AcceleratorProfile, cpu_name: str) -> str:

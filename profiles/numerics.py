@@ -16,6 +16,7 @@ import msgspec
 
 from profiles.accelerator import AcceleratorProfile
 from profiles.catalog.mapping import convert, read_yaml
+from profiles.model_spec.quantization import CheckpointQuantization
 
 _FILE = Path(__file__).with_name("numerics.yaml")
 
@@ -80,11 +81,20 @@ class EngineFormats:
     """Schemes that it makes from a 16- or 32-bit checkpoint while loading."""
     ends: Mapping[str, str]
     """For a scheme, that of the embedding and the head; what is not there is not quantized."""
-    as_stored: bool
-    """Weights that are not quantized keep the checkpoint's type, not that of the activations;
-    norms and biases are in float32."""
-    quantized_checkpoints: bool
-    """Reads weights that were quantized beforehand."""
+    as_stored_on: frozenset[str]
+    """Vendors of devices on which weights that are not quantized keep the checkpoint's type, not
+    that of the activations; norms and biases are in float32 there."""
+    quantized_checkpoints: frozenset[str]
+    """Methods whose checkpoints it reads, at least some of them (``why_not_checkpoint``)."""
+    asks_for_checkpoints: bool
+    """A plan may ask for a checkpoint in a scheme that the engine does not make itself."""
+    zero_point_bits: int
+    """In which it holds each zero point of a quantized checkpoint; 0 is as stored."""
+
+    @property
+    def within_reach(self) -> frozenset[str]:
+        """Schemes to consider for a checkpoint that is not quantized."""
+        return self.schemes if self.asks_for_checkpoints else self.online
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,11 @@ class Verdict:
     """Of that rate, what the kernel's instructions have."""
 
 
+def runs(verdict: Verdict) -> bool:
+    """Natively or emulated."""
+    return verdict.support is not Support.UNSUPPORTED
+
+
 @cache
 def formats_of(engine: str) -> EngineFormats:
     """What the engine can do with number formats.
@@ -117,9 +132,31 @@ def formats_of(engine: str) -> EngineFormats:
         kv_dtypes=frozenset(found.kv_dtypes),
         online=frozenset(found.online),
         ends=found.ends,
-        as_stored=found.as_stored,
-        quantized_checkpoints=found.quantized_checkpoints,
+        as_stored_on=frozenset(found.as_stored_on),
+        quantized_checkpoints=frozenset(found.quantized_checkpoints),
+        asks_for_checkpoints=found.asks_for_checkpoints,
+        zero_point_bits=found.zero_point_bits,
     )
+
+
+def why_not_checkpoint(stored: CheckpointQuantization, engine: str) -> str | None:
+    """Why an engine cannot read a checkpoint quantized like this, in one line; None when it can.
+
+    Raises:
+        NumericsError: for an unknown engine.
+    """
+    methods = _named(_matrix().engines, engine, "engine").quantized_checkpoints
+    known = methods.get(stored.method)
+    what = f"the checkpoint is quantized ({stored.method}"
+    if known is None:
+        return f"{what}), which the {engine} engine does not read (it reads: {', '.join(methods)})"
+    if known.bits and stored.bits not in known.bits:
+        able = " or ".join(map(str, known.bits))
+        return f"{what}, {stored.bits} bits), and the {engine} engine reads {able} bits of it"
+    if known.packings and stored.packing not in known.packings:
+        able = ", ".join(known.packings)
+        return f"{what}, packed as {stored.packing!r}), and the {engine} engine reads {able}"
+    return None
 
 
 def check_engine(engine: str, profile: AcceleratorProfile) -> Verdict:
@@ -144,9 +181,11 @@ def check_scheme(scheme: str, profile: AcceleratorProfile, engine: str) -> Verdi
     matrix = _matrix()
     item = _named(matrix.schemes, scheme, "quantization scheme")
     missing = f"the {engine} engine has no kernels for {scheme} weights"
-    return _check(
-        scheme, item, _named(matrix.engines, engine, "engine").schemes, missing, profile, engine
-    )
+    rules = _named(matrix.engines, engine, "engine").schemes
+    reach = formats_of(engine).within_reach
+    nearest = [name for name in item.nearest if name in reach or name not in rules]
+    item = msgspec.structs.replace(item, nearest=nearest)
+    return _check(scheme, item, rules, missing, profile, engine)
 
 
 def check_dtype(dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict:
@@ -219,11 +258,19 @@ class _KvType(_Item, forbid_unknown_fields=True, frozen=True):
     scale_bytes: float = 0.0
 
 
+class _Checkpoints(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    bits: list[int] = []
+    packings: list[str] = []
+
+
 class _Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     online: list[str]
     ends: dict[str, str]
-    as_stored: bool
-    quantized_checkpoints: bool
+    as_stored_on: list[str]
+    asks_for_checkpoints: bool
+    zero_point_bits: int
+    computes: dict[str, str]
+    quantized_checkpoints: dict[str, _Checkpoints]
     runs_on: list[_Rule]
     dtypes: dict[str, list[_Rule]]
     schemes: dict[str, list[_Rule]]
@@ -279,7 +326,8 @@ def _check(
         return _first(rules.get(other, none), profile)
 
     rule = rule_of(name)
-    return _verdict(rule, item.compute, _nearest(rule, item.nearest, rule_of))
+    compute = _matrix().engines[engine].computes.get(name, item.compute)
+    return _verdict(rule, compute, _nearest(rule, item.nearest, rule_of))
 
 
 def _first(rules: Sequence[_Rule], profile: AcceleratorProfile) -> _Rule:

@@ -41,7 +41,7 @@ from profiles.catalog import profile_to_mapping
 from profiles.detect import Detected, detect_hardware
 from profiles.measured import MeasuredStore, device_key
 from profiles.model_spec import ModelSpec
-from profiles.numerics import KV_TYPES, SCHEMES, formats_of
+from profiles.numerics import KV_TYPES, SCHEMES, check_kv_dtype, formats_of, runs
 from profiles.step_time import StepTimeModel
 from server import trial
 from server.calibrate_tables import DeviceReport, ModelReport, report_tables
@@ -127,6 +127,9 @@ def _check(options: CalibrateOptions) -> None:
     if options.dtype not in DTYPE_BYTES:
         known = ", ".join(DTYPE_BYTES)
         raise ValueError(f"dtype must be one of {known}, not {options.dtype!r}")
+    for name in options.quantizations:
+        if name in SCHEMES and name not in (online := formats_of(ENGINE).online):
+            raise ValueError(f"{name}: the native engine makes {', '.join(sorted(online))}")
     wants_compiled = bool(options.quantizations or options.kv_cache_dtypes)
     if wants_compiled and options.dtype != "float32":
         raise ValueError(
@@ -168,14 +171,15 @@ def _subjects(
     Raises:
         ValueError: a model cannot be run, or a form is not there; one line.
     """
-    schemes = dict.fromkeys((*_COMPARED, *options.quantizations) if compiled else ("none",))
+    asked = dict.fromkeys((*_COMPARED, *options.quantizations) if compiled else ("none",))
     for name in (None, *options.models):
         source = find_model(name)
         spec = ModelSpec.from_directory(source.directory)
         check_supported(spec)
-        plain = plain_kv_dtype(spec, ENGINE)
+        plain = plain_kv_dtype(spec, ENGINE, profile.vendor)
         if not compiled and options.dtype == "float32":
             plain = "float32"
+        schemes = asked if spec.quantization is None else (spec.quantization.scheme.value,)
         for scheme in schemes:
             for kv_dtype in dict.fromkeys((plain, *options.kv_cache_dtypes)):
                 if kv_dtype == "auto":
@@ -198,7 +202,7 @@ def _calibrate_cpu(
             models=tuple(subject.order for subject in subjects),
             dtype=options.dtype,
             products=_TYPES + (_schemes() if compiler_available() else ()),
-            kv_cache_dtypes=_kv_cache_dtypes(compiled),
+            kv_cache_dtypes=_kv_cache_dtypes(group.profile, compiled),
             num_threads=options.threads or placement.num_threads,
             cpus=() if options.threads else placement.compute_cpus,
             memory_bytes=int(_MEMORY_SHARE * host.available_memory_bytes),
@@ -265,17 +269,18 @@ def _calibrate_cuda(group: DeviceGroup, progress: Callable[[str], None]) -> Devi
 
 
 def _schemes() -> tuple[str, ...]:
-    known = formats_of(ENGINE).schemes
+    known = formats_of(ENGINE).online
     return tuple(name for name in SCHEMES if name in known and name != "none")
 
 
-def _kv_cache_dtypes(compiled: bool) -> tuple[str, ...]:
+def _kv_cache_dtypes(profile: AcceleratorProfile, compiled: bool) -> tuple[str, ...]:
     """Types of the cache whose attention the engine has; in plain torch none that is compact."""
-    known = formats_of(ENGINE).kv_dtypes
     return tuple(
         name
         for name, kind in KV_TYPES.items()
-        if name in known and name != "auto" and (compiled or not kind.is_compact)
+        if name != "auto"
+        and runs(check_kv_dtype(name, profile, ENGINE))
+        and (compiled or not kind.is_compact)
     )
 
 

@@ -83,6 +83,7 @@ def serve(
     gpu_memory_utilization: flags.GpuMemoryUtilization = None,
     no_prefix_caching: flags.NoPrefixCaching = False,
     threads: flags.Threads = None,
+    device: flags.Device = None,
     attention_backend: flags.AttentionBackend = None,
     linear_kernel: flags.LinearKernel = None,
     speculative_tokens: flags.SpeculativeTokens = None,
@@ -137,6 +138,40 @@ def plan(
     except ValueError as error:
         return _complain(str(error), 2)
     return _complain(f"no plan: {refusal}", 1) if refusal else 0
+
+
+@app.command(epilog="Example: ridgeline quality ./my-model --scheme int4 --text prose.txt")
+def quality(
+    context: typer.Context,
+    model: flags.Model = None,
+    scheme: flags.ComparedSchemes = None,
+    kv_cache_dtype: flags.ComparedKvCacheDtypes = None,
+    linear_kernel: flags.LinearKernel = None,
+    text: flags.TextFile = None,
+    tokens: flags.NumTokens = 2048,
+    cases: flags.Cases = 20,
+    as_json: flags.Json = False,
+) -> int:
+    """Measure what fewer bits cost this model; plans for it then rest on that."""
+    from engine.native.loader import WeightLoadingError
+    from server.quality_command import QualityOptions, run_quality
+
+    try:
+        run_quality(
+            QualityOptions(
+                model=model,
+                schemes=tuple(scheme or ()),
+                kv_cache_dtypes=tuple(kv_cache_dtype or ()),
+                linear_kernel=linear_kernel or "auto",
+                text=text,
+                num_tokens=tokens,
+                num_cases=cases,
+                as_json=as_json,
+            )
+        )
+    except (ValueError, WeightLoadingError) as error:
+        return _complain(str(error), 1)
+    return 0
 
 
 @app.command(epilog="Example: echo 'What is 2 + 2?' | ridgeline chat")

@@ -72,7 +72,7 @@ Quantization = Annotated[
 ]
 KvCacheDtype = Annotated[
     str | None,
-    typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8; in vLLM auto, fp8."),
+    typer.Option(help="Type of the KV cache: auto, float32, bfloat16, int8, fp8."),
 ]
 TensorParallelSize = Annotated[
     int | None,
@@ -108,9 +108,12 @@ GpuMemoryUtilization = Annotated[
 NoPrefixCaching = Annotated[
     bool, typer.Option("--no-prefix-caching", help="Share no KV blocks between requests.")
 ]
+Device = Annotated[
+    str | None, typer.Option(help="Where the native engine runs: auto (a GPU), cpu or cuda.")
+]
 Threads = Annotated[int | None, typer.Option(help="Compute threads.", min=1)]
 AttentionBackend = Annotated[
-    str | None, typer.Option(help="Attention kernel: auto, native or torch.")
+    str | None, typer.Option(help="Attention kernel: auto, native, triton or torch.")
 ]
 LinearKernel = Annotated[
     str | None,
@@ -145,6 +148,36 @@ ClientApiKey = Annotated[
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", min=0.0, max=2.0)]
+
+# ``ridgeline quality``.
+ComparedSchemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        help="Weights to compare: none, int8, int8_g128, int4, int4_g128; may be repeated. "
+        "All of them if not given.",
+    ),
+]
+ComparedKvCacheDtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="KV caches to compare: float32, bfloat16, int8; may be repeated. The model's own and "
+        "int8 if not given.",
+    ),
+]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", help="Text to compare on; UTF-8.", exists=False)
+]
+NumTokens = Annotated[
+    int, typer.Option("--tokens", help="Tokens of the text to compare on at most.", min=2)
+]
+Cases = Annotated[
+    int,
+    typer.Option(
+        help="Held-out questions of each kind that the bundled model answers; 0 asks none.", min=0
+    ),
+]
 
 # ``ridgeline hardware``.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -19,6 +19,7 @@ from planner.workload import Workload
 from profiles.accelerator import Hardware
 from profiles.catalog import load_catalog
 from profiles.hardware import parse_hardware
+from profiles.quality import measured_quality
 from server import plan_words
 from server.choices import Objective
 from server.model_source import find_facts
@@ -80,6 +81,7 @@ def question_of(options: PlanOptions) -> Question:
         slo=Slo.parse(options.slo) if options.slo is not None else Slo(),
         objective=options.objective,
         quality_bits=options.quality_bits,
+        quality=measured_quality(model.directory),
         pins=replace(engine_pins(options), engine=options.engine),
         available_bytes=available_bytes,
     )

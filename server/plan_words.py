@@ -26,7 +26,8 @@ def summary(plan: Plan) -> dict[str, str]:
 
 def decision(settings: Settings) -> str:
     """The engine, the number formats and the layout."""
-    if formats_of(settings.engine).as_stored:
+    # Where weights are held as they are stored, activations are in float32.
+    if formats_of(settings.engine).as_stored_on and settings.dtype == "float32":
         is_plain = settings.quantization == "none"
         weights = f"{'unquantized' if is_plain else settings.quantization} weights"
     elif settings.quantization == "none":

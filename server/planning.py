@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine.config import EngineConfig, SimulatedConfig
@@ -31,11 +32,20 @@ from planner.plan import Plan, Settings
 from planner.sizing import Sized
 from planner.slo import Slo
 from planner.workload import DEFAULT_CONCURRENCY, Length, Workload, WorkloadError
-from profiles.accelerator import DeviceGroup, Hardware
+from profiles.accelerator import AcceleratorProfile, DeviceGroup, Hardware
 from profiles.catalog import load_catalog
+from profiles.detect import Detected, DetectedGroup
 from profiles.hardware import describe_hardware, parse_hardware
 from profiles.model_spec import ModelSpec
-from profiles.numerics import formats_of
+from profiles.numerics import (
+    KV_TYPES,
+    check_engine,
+    check_kv_dtype,
+    check_scheme,
+    formats_of,
+    runs,
+)
+from profiles.quality import QualityTable
 from server.choices import EngineChoice
 from server.settings import ServeOptions, engine_pins
 
@@ -57,6 +67,7 @@ class Machine:
     placement: Placement
     """Of compute threads, as it is when the user asks for no number of them."""
     available_bytes: int
+    """Of the memory that the native engine's weights and cache go to."""
     has_compiler: bool
     """A C++ compiler, without which there are no compiled kernels."""
 
@@ -96,6 +107,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
     """Why the flags contradict each other; empty when they do not."""
     if engine is EngineChoice.SIMULATED:
         for flag, value in (
+            ("--device", options.device),
             ("--threads", options.threads),
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
@@ -117,6 +129,33 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
     return ""
 
 
+def choose_device(asked: str | None, detected: Detected, torch_version: str) -> DetectedGroup:
+    """What the native engine runs on: the first GPU that it has kernels for, else the processor.
+
+    Raises:
+        ValueError: the user asks for what is not there; one line.
+    """
+    if asked not in (None, "auto", "cpu", "cuda"):
+        raise ValueError(f"device {asked!r} is unknown (known: auto, cpu, cuda)")
+    if asked == "cpu":
+        return detected.cpu
+    reason = "no NVIDIA GPU was found"
+    for found in detected.groups:
+        profile = found.group.profile
+        if profile.vendor != "nvidia":
+            continue
+        verdict = check_engine("native", profile)
+        if not runs(verdict):
+            reason = f"{profile.name}: {verdict.reason}"
+        elif torch_version.endswith("+cpu"):
+            reason = f"torch {torch_version} was built without CUDA"
+        else:
+            return replace(found, group=DeviceGroup(profile, 1))
+    if asked == "cuda":
+        raise ValueError(f"--device cuda: {reason}")
+    return detected.cpu
+
+
 def decide_native(
     options: ServeOptions,
     name: str,
@@ -124,21 +163,29 @@ def decide_native(
     spec: ModelSpec,
     machine: Machine,
     plan: Plan | None = None,
+    quality: QualityTable = MappingProxyType({}),
 ) -> Decision:
-    """How the native engine runs on this machine.
+    """How the native engine runs on this machine; ``quality`` is what was measured of the model.
 
     Raises:
         ValueError: it cannot, as the user or the plan file wants it; one line.
     """
     check_supported(spec)
     user = replace(engine_pins(options), engine="native")
-    if not machine.has_compiler:
-        user = _without_compiler(user, plan)
+    on_cpu = machine.native.profile.is_cpu
+    if on_cpu and not machine.has_compiler:
+        if spec.quantization is not None:
+            raise ValueError(
+                f"the checkpoint is quantized ({spec.quantization.method}), which needs compiled "
+                "kernels, but there is no C++ compiler: install g++ (or name another one in $CXX)"
+            )
+        user = _without_compiler(user, plan, machine.native.profile)
     question = Question(
         model=name,
         spec=spec,
         hardware=(machine.native,),
         slo=Slo.parse(options.slo) if options.slo else Slo(),
+        quality=quality,
         pins=user,
         available_bytes=machine.available_bytes,
     )
@@ -152,18 +199,21 @@ def decide_native(
     sized = size_pinned(replace(question, pins=pins))
     settings = replace(_settings(shown), **_as_sized(sized))
     speculative = options.speculative_tokens
+    # A step with drafts is no step that a CUDA graph was captured for.
+    drafts = DEFAULT_SPECULATIVE_TOKENS if on_cpu else 0
+    placed = on_cpu and not options.threads
     native = NativeOptions(
-        num_threads=options.threads or machine.placement.num_threads,
-        cpus=() if options.threads else machine.placement.compute_cpus,
+        num_threads=options.threads or (machine.placement.num_threads if on_cpu else 1),
+        cpus=machine.placement.compute_cpus if placed else (),
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
-        num_speculative_tokens=(DEFAULT_SPECULATIVE_TOKENS if speculative is None else speculative),
+        num_speculative_tokens=drafts if speculative is None else speculative,
     )
     config = native_config(model_dir, sized, pins, native)
     return Decision(shown, config, settings, warnings)
 
 
-def _without_compiler(user: Pins, plan: Plan | None) -> Pins:
+def _without_compiler(user: Pins, plan: Plan | None, profile: AcceleratorProfile) -> Pins:
     """The user's decisions where no kernel can be compiled: what plain torch can do is pinned.
 
     Raises:
@@ -173,18 +223,20 @@ def _without_compiler(user: Pins, plan: Plan | None) -> Pins:
     if plan is not None:
         quantization = quantization or _settings(plan).quantization
         kv_cache_dtype = kv_cache_dtype or _settings(plan).kv_cache_dtype
+    online = formats_of("native").online
+    schemes = {n for n in online if runs(check_scheme(n, profile, "native"))}
+    kv_dtypes = {n for n in KV_TYPES if runs(check_kv_dtype(n, profile, "native"))}
     return replace(
         user,
-        quantization=_uncompiled("--quantization", quantization, "none"),
-        kv_cache_dtype=_uncompiled("--kv-cache-dtype", kv_cache_dtype, "float32"),
+        quantization=_uncompiled("--quantization", quantization, "none", schemes),
+        kv_cache_dtype=_uncompiled("--kv-cache-dtype", kv_cache_dtype, "float32", kv_dtypes),
     )
 
 
-def _uncompiled(flag: str, wanted: str | None, plain: str) -> str:
+def _uncompiled(flag: str, wanted: str | None, plain: str, compiled: set[str]) -> str:
     if wanted is None or wanted == "auto":
         return plain
-    formats = formats_of("native")
-    if wanted != plain and wanted in formats.schemes | formats.kv_dtypes:
+    if wanted != plain and wanted in compiled:
         raise ValueError(
             f"{flag} {wanted} needs compiled kernels, but there is no C++ compiler: install g++ "
             f"(or name another one in $CXX), or take {flag} {plain}"

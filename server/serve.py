@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 
 import uvloop
 
@@ -20,6 +21,7 @@ from planner.plan import Plan, read_plan
 from profiles.detect import detect_hardware
 from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
+from profiles.quality import measured_quality
 from server import plan_words
 from server.app import create_app
 from server.banner import Banner
@@ -28,7 +30,14 @@ from server.choices import EngineChoice
 from server.lifecycle import bind, run_server
 from server.logs import configure_logging
 from server.model_source import BUNDLED_MODEL_DIR, check_files, find_facts, find_model
-from server.planning import Decision, Machine, choose_engine, decide_native, decide_simulated
+from server.planning import (
+    Decision,
+    Machine,
+    choose_device,
+    choose_engine,
+    decide_native,
+    decide_simulated,
+)
 from server.served_model import ServedModel, sampling_defaults
 from server.settings import ServeOptions, base_url, curl_line
 from server.tokenizer import Tokenizer
@@ -99,17 +108,19 @@ def _load(options: ServeOptions) -> _Loaded:
     engine = choose_engine(options, plan)
     detected = detect_hardware()
     host = detected.host
-    (native,) = calibrated((detected.cpu.group,))
+    device = choose_device(options.device, detected, version("torch"))
+    (native,) = calibrated((device.group,))
     machine = Machine(
         native=native,
         hardware=calibrated(detected.hardware),
         placement=place_threads(host.usable_cpus, host.topology, host.num_cores),
-        available_bytes=host.available_memory_bytes,
+        available_bytes=host.available_memory_bytes if native.profile.is_cpu else device.free_bytes,
         has_compiler=compiler_available(),
     )
     if engine is EngineChoice.SIMULATED:
         return _load_simulated(options, machine, plan)
-    return _load_native(options, machine, plan, host.summary)
+    hardware = host.summary if native.profile.is_cpu else f"{native.profile.name}; {host.summary}"
+    return _load_native(options, machine, plan, hardware)
 
 
 def _load_native(
@@ -119,7 +130,8 @@ def _load_native(
     directory = source.directory
     spec = ModelSpec.from_directory(directory)
     check_files(directory)
-    decision = decide_native(options, options.model or source.name, directory, spec, machine, plan)
+    name, quality = options.model or source.name, measured_quality(directory)
+    decision = decide_native(options, name, directory, spec, machine, plan, quality)
     if isinstance(decision.config, EngineConfig) and decision.config.cpus:
         # This process keeps off the compute threads' cores; the engine's binds itself to them.
         os.sched_setaffinity(0, machine.placement.other_cpus)

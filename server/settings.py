@@ -51,6 +51,7 @@ class ServeOptions(EngineFlags):
     max_prefill_chunk: int | None = None
     kv_cache_memory: str | None = None
     no_prefix_caching: bool = False
+    device: str | None = None
     threads: int | None = None
     attention_backend: str | None = None
     linear_kernel: str | None = None

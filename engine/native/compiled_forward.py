@@ -114,10 +114,9 @@ class CompiledForward:
         kv_heads = spec.num_kv_heads * spec.head_dim
         normed = max(spec.hidden_size, heads)
         projected = max(heads + 2 * kv_heads, spec.intermediate_size)
-        layer = self._layers[0]
-        linears = [layer.qkv, layer.output, layer.gate_up, layer.down]
-        if self._pipeline.is_last:
-            linears.append(self._decoder.head)
+        linears = [self._decoder.head] if self._pipeline.is_last else []
+        for layer in self._layers:  # a quantized checkpoint's need not be alike
+            linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
         widest = -(-max(normed, spec.intermediate_size) // 4) * 4
         self._buffers = {

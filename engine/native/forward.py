@@ -61,4 +61,4 @@ class ModularForward:
         if not pipeline.is_last:
             pipeline.send(hidden)
             return torch.empty(0, model.vocab_size)
-        return model.compute_logits(hidden[rows])
+        return model.compute_logits(hidden.index_select(0, rows))

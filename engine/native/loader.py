@@ -17,13 +17,26 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from engine.native.parameter import ModelParameter
+from engine.native.parameter import ModelParameter, StoredTensor
+from engine.native.quantization import QuantizationHandler
+from engine.native.quantization.assembly import WeightAssembly
 from profiles.model_spec import ModelSpecError
 from profiles.model_spec.checkpoint import read_stored_tensors
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_PACKED_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+"""Of tensors that a quantized weight is made of, or that no parameter is filled from."""
 
 
 class WeightLoadingError(RuntimeError):
@@ -48,12 +61,19 @@ def stored_dtype(directory: Path) -> torch.dtype:
     return types.pop() if len(types) == 1 else torch.float32
 
 
-def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = False) -> None:
+def load_weights(
+    model: nn.Module,
+    directory: Path,
+    handler: QuantizationHandler | None = None,
+    *,
+    show_progress: bool = False,
+) -> None:
     """Reads every parameter of ``model`` from the checkpoint in ``directory``.
 
     Files are mapped, and of one tensor at a time what this rank holds is copied to its place in the
     type of the model's parameters: nothing else is read, and memory peaks at the model plus the
-    mapped pages of one file.
+    mapped pages of one file. With the ``handler`` of a quantized checkpoint it is one module at a
+    time, whose tensors are read whole, brought together and then sliced.
 
     Raises:
         WeightLoadingError: a file or a tensor is missing, broken, of another shape, not floating
@@ -64,18 +84,27 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
     missing = set(wanted)
     files = _files(directory)
     total = sum(path.stat().st_size for path in files)
+    assembly = WeightAssembly(handler, (name for path in files for name in _names(path)))
     with _progress_bar(show_progress, total) as progress:
         for path in files:
-            for name, stored in _tensors(path):
+            for stored_name, slices in _tensors(path):
+                progress(slices.nbytes)
+                whole = _add(path, assembly, stored_name, slices)
+                if whole is None:
+                    continue
+                name, stored = whole
                 if name in wanted:
                     _load(path, name, stored, *wanted[name])
                     missing.discard(name)
-                elif not (_is_harmless(name) or _is_within(name, elsewhere)):
+                elif not (
+                    _is_harmless(name)
+                    or _is_within(name, elsewhere)
+                    or assembly.does_without(name, stored)
+                ):
                     raise WeightLoadingError(
                         f"{path.name} holds {name}, which a model of this config.json has no use "
                         "for"
                     )
-                progress(stored.nbytes)
     if missing:
         first = min(missing)
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -148,11 +177,11 @@ class _StoredSlices:
     def __init__(self, file: safe_open, name: str) -> None:
         self._slices = file.get_slice(name)  # type: ignore[no-untyped-call]
         self.shape: tuple[int, ...] = tuple(self._slices.get_shape())
-        self.dtype_name: str = self._slices.get_dtype()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return _DTYPES[self.dtype_name]
+        dtype_name: str = self._slices.get_dtype()
+        found = (_DTYPES | _PACKED_DTYPES).get(dtype_name)
+        if found is None:
+            raise WeightLoadingError(f"{name} is stored as {dtype_name}, which is not supported")
+        self.dtype = found
 
     @property
     def nbytes(self) -> int:
@@ -163,24 +192,45 @@ class _StoredSlices:
         return tensor
 
 
+def _names(path: Path) -> list[str]:
+    """Of a file's tensors, those of one module together."""
+    with _opened(path) as file:
+        return sorted(file.keys())
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, _StoredSlices]]:
+    with _opened(path) as file:
+        for name in sorted(file.keys()):
+            yield name, _StoredSlices(file, name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                yield name, _StoredSlices(file, name)
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightLoadingError(
             f"{path} is not a complete safetensors file: {_one_line(error)}"
         ) from None
 
 
+def _add(
+    path: Path, assembly: WeightAssembly, name: str, stored: StoredTensor
+) -> tuple[str, StoredTensor] | None:
+    try:
+        return assembly.add(name, stored)
+    except ValueError as error:
+        raise WeightLoadingError(f"{path.name}: {error}") from None
+
+
 def _load(
-    path: Path, name: str, stored: _StoredSlices, parameter: ModelParameter, part: str
+    path: Path, name: str, stored: StoredTensor, parameter: ModelParameter, part: str
 ) -> None:
-    if stored.dtype_name not in _DTYPES:
+    if stored.dtype not in _DTYPES.values():
+        found = next(key for key, dtype in _PACKED_DTYPES.items() if dtype is stored.dtype)
         raise WeightLoadingError(
-            f"{name} in {path.name} is stored as {stored.dtype_name} "
-            f"(supported: {', '.join(_DTYPES)})"
+            f"{name} in {path.name} is stored as {found} (supported: {', '.join(_DTYPES)})"
         )
     try:
         parameter.weight_loader(parameter, stored, part)

@@ -12,6 +12,13 @@ _ALIGNMENT = 64
 _STORAGE = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on a device; on a CPU those of ``lazy_zeros``."""
+    if device.type == "cpu":
+        return lazy_zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
 def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Aligned zeros whose pages are only taken when they are first written, large ones at a time.
 

@@ -9,6 +9,11 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from engine.native.quantization.rows import QuantizedRows
+
+LoadedRows: TypeAlias = Tensor | QuantizedRows
+"""A slice of a checkpoint's tensor, quantized if the checkpoint is."""
+
 
 class StoredTensor(Protocol):
     """A tensor of a checkpoint, of which only what is asked for is read; or one in memory."""
@@ -19,7 +24,7 @@ class StoredTensor(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType, /) -> Tensor: ...
+    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType, /) -> LoadedRows: ...
 
 
 WeightLoader: TypeAlias = Callable[["ModelParameter", StoredTensor, str], None]
@@ -62,8 +67,18 @@ def check_shape(loaded: StoredTensor, wanted: tuple[int, ...]) -> None:
         raise ValueError(f"has shape {list(loaded.shape)}, but config.json asks for {list(wanted)}")
 
 
+def dense(loaded: LoadedRows) -> Tensor:
+    """
+    Raises:
+        ValueError: it is quantized.
+    """
+    if not isinstance(loaded, Tensor):
+        raise ValueError("is quantized, which is supported for weights of linear layers only")
+    return loaded
+
+
 def load_whole(parameter: ModelParameter, loaded: StoredTensor, part: str) -> None:
     """The weight loader of a parameter that is one tensor of the checkpoint, whole on each rank."""
     assert not part
     check_shape(loaded, tuple(parameter.shape))
-    parameter.data.copy_(loaded[...])
+    parameter.data.copy_(dense(loaded[...]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +14,21 @@ from engine.native import sampler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
 from engine.native.compiled_forward import CompiledForward
+from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
 from engine.native.input_batch import InputBatch
-from engine.native.linear.select import choose_linear_kernels
+from engine.native.linear.cuda import cuda_linear_kernels
+from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
 from engine.native.parallel.partition import check_divisible, kv_heads_of, stage_of
 from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
+from engine.native.quantization import handler_for
+from engine.native.random_weights import fill_with_noise
+from engine.native.sampling.select import select_sampling_backend
+from engine.native.staged_forward import StagedForward
+from engine.native.staging import Staging
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.config import SchedulerConfig
@@ -33,7 +40,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+CACHE_DTYPES = {**DTYPES, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+LOAD_FORMATS = ("safetensors", "random")
+_STAGING_BYTES = 2**20
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
 
@@ -55,7 +64,8 @@ class ModelRunner:
         ModelSpecError: the model is not supported, not for sequences so long, or cannot be split
             over so many ranks or stages.
         WeightLoadingError: the weights are missing or broken.
-        ValueError: ``dtype`` or ``attention_backend`` of the configuration is unknown.
+        ValueError: ``dtype``, ``device`` or ``attention_backend`` of the configuration is unknown,
+            or they do not go together.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
@@ -72,26 +82,28 @@ class ModelRunner:
         self.spec = ModelSpec.from_directory(config.model_dir)
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
+        if config.load_format not in LOAD_FORMATS:
+            known = ", ".join(LOAD_FORMATS)
+            raise ValueError(f"load_format {config.load_format!r} is unknown (known: {known})")
+        rank = pipeline.rank * ranks.size + ranks.rank  # as ``place_of`` counts
+        self._device = open_device(config.device, rank)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         check_divisible(self.spec, ranks.size)
         stage = stage_of(self.spec, pipeline.rank, pipeline.size, config.stage_layers)
         with rank_0_first(ranks), rank_0_first(pipeline):
             self._backend = select_attention_backend(
-                config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
-            )
-            self._kernels = choose_linear_kernels(
-                self.spec,
-                config.quantization,
-                stored_dtype(config.model_dir),
+                config.attention_backend,
                 dtype,
-                config.linear_kernel,
-                ranks.size,
+                _cache_dtype(config.kv_cache_dtype, dtype),
+                self._device,
             )
-        self._model = build_model(
-            self.spec, limits.max_model_len, self._kernels, dtype, ranks, stage
-        )
-        show_progress = config.show_progress and ranks.rank == pipeline.rank == 0
-        load_weights(self._model, config.model_dir, show_progress=show_progress)
+            self._kernels = self._choose_kernels(config, dtype, ranks)
+        self._sampling = select_sampling_backend(self._device)
+        with self._device:  # where parameters are created
+            self._model = build_model(
+                self.spec, limits.max_model_len, self._kernels, dtype, ranks, stage
+            )
+        self._fill_model(config, show_progress=config.show_progress and rank == 0)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             len(stage.layers),
@@ -100,13 +112,8 @@ class ModelRunner:
             limits.block_size,
             self.spec.head_dim,
         )
-        self._forward: Forward
-        compiled = self._kernels.are_compiled and isinstance(self._backend, NativeAttention)
-        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
-            self._forward = CompiledForward(self._model, self.spec, self._caches, pipeline)
-        else:
-            self._forward = ModularForward(self._model, self._caches, self._backend, pipeline)
         self._limits = limits
+        self._forward = self._choose_forward(config, ranks, pipeline)
         self._batches = [
             InputBatch(limits, first_block=lane * limits.num_blocks)
             for lane in range(pipeline.size)
@@ -114,10 +121,52 @@ class ModelRunner:
         self.samples = pipeline.is_last
         """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
 
+    def _choose_kernels(
+        self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
+    ) -> LinearKernels:
+        if self._device.type == "cuda":
+            return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
+        stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
+        return choose_linear_kernels(
+            self.spec, config.quantization, stored, dtype, config.linear_kernel, ranks.size
+        )
+
+    def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
+        if config.load_format == "random":
+            fill_with_noise(self._model)
+            return
+        stored = self.spec.quantization
+        handler = None if stored is None else handler_for(stored)
+        load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
+
+    def _choose_forward(
+        self, config: EngineConfig, ranks: Communicator, pipeline: Pipeline
+    ) -> Forward:
+        model, caches, backend = self._model, self._caches, self._backend
+        compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+            return CompiledForward(model, self.spec, caches, pipeline)
+        if backend.name != "triton" or pipeline.size > 1:
+            modular = ModularForward(model, caches, backend, pipeline)
+            if self._device.type == "cpu":
+                return modular
+            return StagedForward(modular, Staging(self._device, _STAGING_BYTES), graphs=None)
+        # Brings Triton in, which a CPU does without.
+        from engine.native.cuda_graphs import DecodeGraphs
+        from engine.native.fused_forward import FusedForward
+
+        fused = FusedForward(model, caches, backend, self._limits.max_model_len)
+        graphs = None
+        # Not every kind of collective can be captured.
+        if self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1:
+            graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
+        return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
+
     @property
     def detail(self) -> str:
         """What ``auto`` came to, for people."""
-        return f"{self._backend.name} attention, products by {self._kernels.names}"
+        where = "" if self._device.type == "cpu" else f" on {self._device}"
+        return f"{self._backend.name} attention, products by {self._kernels.names}{where}"
 
     @property
     def num_sequences(self) -> int:
@@ -139,24 +188,29 @@ class ModelRunner:
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
                 if self.samples and inputs.sampling:
-                    tokens = sampler.sample(logits, batch.sampling_rows(inputs.sampling))
+                    rows = batch.sampling_rows(inputs.sampling)
+                    tokens = sampler.sample(logits, rows, self._sampling)
                     sampled = batch.take_in(inputs.sampling, tokens)
+                elif self._device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()  # or its time would be the next one's
         return StepResult(sampled, time.perf_counter() - start)
 
     def take_in(self, result: StepResult, lane: int) -> None:
         """Learns what the last stage sampled in a lane's step before."""
         self._batches[lane].append(result.sampled_token_ids)
 
-    def forward(self, plan: StepPlan) -> Tensor:
-        """Runs a step without sampling: the logits of every scheduled token, in plan order.
+    def forward(self, plan: StepPlan, rows: Sequence[int] | None = None) -> Tensor:
+        """Runs a step without sampling: the logits of its tokens in plan order, or of ``rows``.
 
-        Returns float32 [plan.num_tokens, vocab_size]. For tests and for measuring quality.
+        Returns float32 [number of rows, vocab_size]. For tests and for measuring quality.
         """
         batch = self._batches[0]
         batch.apply(plan)
         with torch.inference_mode():
             inputs = batch.build(plan.scheduled)
-            return self._forward.logits(inputs, torch.arange(len(inputs.token_ids))).clone()
+            wanted = torch.arange(len(inputs.token_ids)) if rows is None else torch.tensor(rows)
+            logits = self._forward.logits(inputs, wanted.long())
+            return logits.to("cpu", copy=True)
 
     def check(self) -> None:
         """Nothing of it can break while it does nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,18 +61,18 @@ def sample(
     counts as impossible, and a row without a single finite logit ends its sequence with a stop
     token (or gets token 0 if it has none).
 
-    Without a ``backend``, the best that this machine has is chosen once.
+    Without a ``backend``, the best for logits in the host's memory is chosen once.
     """
     if backend is None:
         backend = select_sampling_backend()
     for i, row in enumerate(rows):
         if row.adjusts_logits:
-            _adjust(logits[i].numpy(), row)
+            _edit(logits[i], row, _adjust)
     draws = [_draw_of(row) for row in rows]
     tokens = backend.pick(logits, draws)
     if NOT_FINITE in tokens:
         for i in [i for i, token in enumerate(tokens) if token == NOT_FINITE]:
-            _repair(logits[i].numpy(), rows[i])
+            _edit(logits[i], rows[i], _repair)
             (tokens[i],) = backend.pick(logits[i : i + 1], [draws[i]])
     return tokens
 
@@ -85,6 +85,16 @@ def uniform(seed: int, index: int, position: int) -> float:
     key = struct.pack("<qqq", seed, index, position)
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _edit(
+    logits: Tensor, row: SamplingRow, change: Callable[[NDArray[np.float32], SamplingRow], None]
+) -> None:
+    """Changes one row of logits [vocab_size] in place, wherever it lies."""
+    on_host = logits.cpu()  # the same memory if it is there already
+    change(on_host.numpy(), row)
+    if logits.device != on_host.device:
+        logits.copy_(on_host)
 
 
 def _draw_of(row: SamplingRow) -> Draw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
+from profiles.numerics import why_not_checkpoint
 
 ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -32,10 +33,9 @@ def check_supported(spec: ModelSpec) -> None:
             f"(supported: {', '.join(ARCHITECTURES)})"
         )
     if spec.quantization is not None:
-        raise ModelSpecError(
-            f"the checkpoint is quantized ({spec.quantization.method}); "
-            "supported: float32, float16 and bfloat16 weights"
-        )
+        reason = why_not_checkpoint(spec.quantization, "native")
+        if reason is not None:
+            raise ModelSpecError(reason)
     if spec.activation not in _ACTIVATIONS:
         raise ModelSpecError(f"hidden_act {spec.activation!r} is not supported (supported: silu)")
     if spec.rope.type not in ROPE_TYPES:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from profiles.model_spec.fields import Config, ModelSpecError, flag, names, number, section
 from profiles.model_spec.tensors import EXPERT, TensorRole, WeightLayout
 
+_TYPICAL_ROW = 4096
 _LINEAR = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})
 
 
@@ -44,12 +46,35 @@ class CheckpointQuantization:
     group_size: int | None
     """Weights along the input that share a scale (for blocks of FP8, one side of the square);
     None is one scale per row or tensor."""
+    packing: str
+    """How the method lays it out, by its own name ("gemm", "gptq_v2", "pack-quantized", …); empty
+    where there is but one way."""
+    symmetric: bool
+    """Without zero points."""
     skipped: tuple[str, ...]
     """Patterns of module names that were left in their original type."""
-    roles: frozenset[TensorRole]
-    """Roles of which at least one tensor is quantized."""
-    quantized_parameters: int
-    """Number of parameters that are stored quantized."""
+    parameters_by_role: Mapping[TensorRole, int] = field(compare=False)
+    """Parameters that are stored quantized."""
+
+    def bits_per_weight(self, zero_point_bits: int = 0) -> float:
+        """Average, with a scale (32 bits for floats, else 16) and a zero point for each group.
+
+        ``zero_point_bits`` 0 is as many as of a weight; a whole row counts as 4096 inputs.
+        """
+        shared = 32 if self.scheme is QuantizationScheme.FP8 else 16
+        if not self.symmetric:
+            shared += zero_point_bits or self.bits
+        return self.bits + shared / (self.group_size or _TYPICAL_ROW)
+
+    @property
+    def roles(self) -> frozenset[TensorRole]:
+        """Roles of which at least one tensor is quantized."""
+        return frozenset(self.parameters_by_role)
+
+    @property
+    def quantized_parameters(self) -> int:
+        """Number of parameters that are stored quantized."""
+        return sum(self.parameters_by_role.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +85,8 @@ class _Format:
     bits: int
     group_size: int | None
     skipped: tuple[str, ...] = ()
+    packing: str = ""
+    symmetric: bool = True
     targets: tuple[str, ...] = ()
     """Patterns of the only modules that are converted; none: all linear layers."""
     roles: frozenset[TensorRole] = _LINEAR
@@ -81,15 +108,15 @@ def read_quantization(config: Config, layout: WeightLayout) -> CheckpointQuantiz
     described = _READERS[method](settings)
     if described is None:
         return None
-    roles, parameters = _quantized(layout, described)
     return CheckpointQuantization(
         method=method,
         scheme=described.scheme,
         bits=described.bits,
         group_size=described.group_size,
+        packing=described.packing,
+        symmetric=described.symmetric,
         skipped=described.skipped,
-        roles=roles,
-        quantized_parameters=parameters,
+        parameters_by_role=_quantized(layout, described),
     )
 
 
@@ -115,6 +142,8 @@ def _awq(settings: Config) -> _Format:
         bits,
         _group(settings, "group_size"),
         names(settings, "modules_to_not_convert"),
+        packing=str(settings.get("version") or "gemm").lower(),
+        symmetric=not flag(settings, "zero_point", default=True),
     )
 
 
@@ -127,8 +156,16 @@ def _gptq(settings: Config) -> _Format:
         bits,
         _group(settings, "group_size"),
         names(settings, "modules_to_not_convert"),
+        packing=_gptq_packing(settings),
+        symmetric=flag(settings, "sym", default=True),
         roles=_LINEAR | {TensorRole.HEAD} if flag(settings, "lm_head", default=False) else _LINEAR,
     )
+
+
+def _gptq_packing(settings: Config) -> str:
+    if flag(settings, "is_marlin_format", default=False):
+        return "marlin"
+    return str(settings.get("checkpoint_format") or "gptq").lower()
 
 
 def _fp8(settings: Config) -> _Format:
@@ -202,7 +239,17 @@ def _compressed_tensors(settings: Config) -> _Format | None:
     roles = _LINEAR | {TensorRole.HEAD} if "lm_head" in targets else _LINEAR
     # A target is the class of a module or, with a dot or as an expression, its name.
     named = tuple(target for target in targets if "." in target or target == "lm_head")
-    return _Format(scheme, bits, size, names(settings, "ignore"), named, roles)
+    packing = str(group.get("format") or settings.get("format") or "")
+    return _Format(
+        scheme,
+        bits,
+        size,
+        names(settings, "ignore"),
+        packing,
+        flag(weights, "symmetric", default=True),
+        named,
+        roles,
+    )
 
 
 def _modelopt(settings: Config) -> _Format | None:
@@ -243,21 +290,19 @@ def _group(settings: Config, name: str) -> int | None:
     return None if settings.get(name) in (None, -1) else number(settings, name, int)
 
 
-def _quantized(layout: WeightLayout, described: _Format) -> tuple[frozenset[TensorRole], int]:
-    """Roles and number of the parameters that the patterns leave quantized."""
+def _quantized(layout: WeightLayout, described: _Format) -> Mapping[TensorRole, int]:
+    """The number of parameters that the patterns leave quantized, by role."""
     is_skipped = _matcher(described.skipped)
     is_target = _matcher(described.targets)
-    roles: set[TensorRole] = set()
-    parameters = 0
+    parameters: Counter[TensorRole] = Counter()
     for layer, weight in layout.weights():
         # A convolution is no linear layer.
         if weight.role not in described.roles or not weight.is_matrix or weight.shape[1] == 1:
             continue
         module = layout.full_name(layer, weight).removesuffix(".weight").replace(EXPERT, "0")
         if not is_skipped(module) and (not described.targets or is_target(module)):
-            roles.add(weight.role)
-            parameters += weight.num_elements
-    return frozenset(roles), parameters
+            parameters[weight.role] += weight.num_elements
+    return dict(parameters)
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:

@@ -20,6 +20,7 @@ from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerStats
 from tests.checkpoints import make_checkpoint
+from tests.quantized_checkpoints import FORMATS, make_quantized
 from tests.step_times import host_bound_model
 
 NUM_TOKENS = 64
@@ -36,9 +37,11 @@ class Variant:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     linear_kernel: str = "fp32-activations"
+    published: str = ""
+    """The format that the checkpoint was quantized in beforehand."""
 
     def __str__(self) -> str:
-        return "-".join(astuple(self))
+        return "-".join(filter(None, astuple(self)))
 
 
 PLAIN = [Variant(family) for family in ("llama", "qwen2", "qwen3", "mistral")]
@@ -49,6 +52,8 @@ SMALL = [
     Variant("mistral", "int8", "float32", "fp32-activations"),
     Variant("llama", "int4", "int8", "int8-activations"),
     Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
+    Variant("llama", "awq", "bfloat16", "int8-activations", "awq-g32"),
+    Variant("qwen3", "fp8", "bfloat16", "fp32-activations", "fp8-block"),
 ]
 
 
@@ -124,9 +129,14 @@ def make_requests(count: int, prefix: str = "r", **sampling: object) -> list[Req
 
 @pytest.fixture(scope="module", params=PLAIN + SMALL, ids=str)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    directory = tmp_path_factory.mktemp(request.param.family)
-    make_checkpoint(request.param.family, directory)
-    return Model(directory, request.param)
+    variant: Variant = request.param
+    directory = tmp_path_factory.mktemp(variant.family)
+    if variant.published:
+        published = FORMATS[variant.published]
+        directory, _ = make_quantized(published, directory, family=variant.family)
+    else:
+        make_checkpoint(variant.family, directory)
+    return Model(directory, variant)
 
 
 @pytest.fixture(scope="module")

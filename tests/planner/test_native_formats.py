@@ -28,6 +28,22 @@ QWEN = find_known_model("Qwen3-0.6B").spec
 LAYERS, ENDS = (TensorRole.ATTENTION, TensorRole.MLP), (TensorRole.EMBEDDING, TensorRole.HEAD)
 
 
+def quantized(settings: dict[str, object]) -> ModelSpec:
+    """Llama 3.1 8B as a checkpoint that was quantized beforehand."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "torch_dtype": "bfloat16",
+    }
+    return ModelSpec.from_config({**config, "quantization_config": settings})
+
+
 def decided(question: Question) -> Settings:
     plan = make_plan(question).plan
     assert plan is not None
@@ -80,16 +96,95 @@ def test_weights_are_held_by_scheme_and_role(
     scheme: str, stored: str, layers: float, ends: float, dtype: str
 ) -> None:
     spec = replace(LLAMA, dtype=stored)
-    held = weight_format(spec, SCHEMES[scheme], "native", dtype)
+    held = weight_format(spec, SCHEMES[scheme], "native", dtype, "cpu")
     assert {held.bytes_of(role) for role in LAYERS} == {layers}
     assert {held.bytes_of(role) for role in ENDS} == {ends}
     assert held.bytes_of(TensorRole.NORM) == 4
 
 
 def test_vllm_leaves_embedding_and_head_in_the_type_of_activations() -> None:
-    held = weight_format(LLAMA, SCHEMES["fp8"], "vllm", "bfloat16")
+    held = weight_format(LLAMA, SCHEMES["fp8"], "vllm", "bfloat16", "nvidia")
     assert {held.bytes_of(role) for role in LAYERS} == {8.01 / 8}
     assert {held.bytes_of(role) for role in (*ENDS, TensorRole.NORM)} == {2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + 24 / 128),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, 4 + 24 / 32),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 16 / 128),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": False}, 8 + 24 / 64),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 4 + 16 / 4096),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, 8 + 32 / 128),
+    ],
+)
+def test_a_quantized_checkpoint_is_counted_as_it_is_held(
+    settings: dict[str, object], bits: float
+) -> None:
+    spec = quantized(settings)
+    assert spec.quantization is not None
+    scheme = SCHEMES[spec.quantization.scheme]
+    held = weight_format(spec, scheme, "native", "float32", "cpu")
+    assert [held.bytes_of(role) for role in LAYERS] == pytest.approx([bits / 8] * 2)
+    assert {held.bytes_of(role) for role in ENDS} == {2}
+    found = sized(spec)
+    count = sum(spec.parameters_by_role[role] for role in LAYERS)
+    ends = sum(spec.parameters_by_role[role] for role in ENDS)
+    norms = spec.parameters_by_role[TensorRole.NORM]
+    expected = count * bits / 8 + 2 * ends + 4 * norms
+    assert found.ledger.weights_bytes == pytest.approx(expected, rel=1e-6)
+
+
+def test_layers_that_a_checkpoint_left_unquantized_are_counted_as_such() -> None:
+    settings = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", *(f"model.layers.{i}.mlp" for i in range(8))],
+    }
+    held = weight_format(quantized(settings), SCHEMES["fp8"], "native", "float32", "cpu")
+    assert held.bytes_of(TensorRole.ATTENTION) == pytest.approx(8.25 / 8)
+    assert held.bytes_of(TensorRole.MLP) == pytest.approx(0.75 * 8.25 / 8 + 0.25 * 2)
+
+
+@pytest.mark.parametrize("scheme", ["awq", "gptq", "fp8"])
+def test_a_quantized_checkpoint_is_planned_for_on_a_processor(scheme: str) -> None:
+    settings = {"quant_method": scheme, "bits": 4, "group_size": 128}
+    question = replace(ask("Llama-3.1-8B", "16xcpu-avx512-vnni"), spec=quantized(settings))
+    plan = make_plan(question)
+    check_plan(question, plan)
+    assert plan.plan is not None
+    assert (plan.plan.engine, plan.plan.quantization) == ("native", scheme)
+    emulated = [note for note in plan.notes if note.startswith("emulated")]
+    assert emulated == (
+        []
+        if scheme != "fp8"
+        else [
+            "emulated: fp8: the native engine keeps only the weights in FP8 and multiplies in "
+            "float32"
+        ]
+    )
+
+
+def test_ranks_keep_the_groups_of_a_checkpoint_whole() -> None:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 1024}
+    question = replace(ask("Llama-3.1-8B", "16xcpu-avx2"), spec=quantized(settings))
+    pins = replace(question.pins, tensor_parallel_size=8)
+    with pytest.raises(PinError, match="which breaks groups of 1024 weights"):
+        make_plan(replace(question, pins=pins))
+
+
+def test_what_the_engine_does_not_read_is_refused_with_a_way_out() -> None:
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}
+    question = replace(ask("Llama-3.1-8B", "16xcpu-avx2"), spec=quantized(settings))
+    refusal = make_plan(question).refusal
+    assert refusal is not None
+    assert "packed as 'gemv'), and the native engine reads gemm" in refusal.reason
+    assert refusal.fixes == ("a checkpoint of the model that is not quantized",)
+    settings = {"quant_method": "gptq", "bits": 4}
+    question = replace(ask("Llama-3.1-8B", "16xcpu-avx2"), spec=quantized(settings))
+    with pytest.raises(PinError, match="the checkpoint is quantized as gptq, not as int8"):
+        make_plan(replace(question, pins=replace(question.pins, quantization="int8")))
 
 
 @pytest.mark.parametrize("spec", [QWEN, LLAMA])  # with a tied head and with one of its own
@@ -230,7 +325,9 @@ def test_checkpoints_that_are_quantized_already_are_refused() -> None:
 
 
 def test_what_the_engine_has_no_kernels_for_is_refused_with_what_it_has() -> None:
-    with pytest.raises(PinError, match="no kernels for awq weights; int8 works"):
+    with pytest.raises(PinError, match="no kernels for nvfp4 weights; int8 works"):
+        make_plan(ask("Llama-3.1-8B", "16xcpu-avx2", quantization="nvfp4"))
+    with pytest.raises(PinError, match="awq needs a checkpoint that was quantized"):
         make_plan(ask("Llama-3.1-8B", "16xcpu-avx2", quantization="awq"))
     with pytest.raises(PinError, match="no fp8 KV cache; int8 works"):
         make_plan(ask("Llama-3.1-8B", "16xcpu-avx2", kv_cache_dtype="fp8"))

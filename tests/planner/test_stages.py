@@ -65,7 +65,7 @@ def test_more_stages_than_layers_are_refused() -> None:
 
 def test_a_large_head_counts_as_layers() -> None:
     spec = find_known_model("Qwen3-0.6B").spec  # 28 layers, and a head as large as ten
-    weights = weight_format(spec, SCHEMES["none"], "native", "bfloat16")
+    weights = weight_format(spec, SCHEMES["none"], "native", "bfloat16", "cpu")
     assert stage_layers(spec, weights, "native", 2) == (19, 9)
     assert stage_layers(spec, weights, "vllm", 2) == (14, 14)
     assert stage_layers(spec, weights, "native", 1) == (28,)

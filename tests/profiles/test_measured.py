@@ -22,14 +22,13 @@ from profiles.hardware import cpu_profile, read_profile
 from profiles.measured import (
     CALIBRATION,
     MeasuredStore,
-    StoreError,
     calibrated,
-    data_home,
     device_key,
     merged,
     with_measurements,
 )
 from profiles.step_time import Domain, FitKey, FittedCoefficients, RateCurve
+from profiles.store import StoreError, data_home
 
 AVX2 = ("avx", "avx2", "fma", "f16c", "sse4_2")
 MEASURED = Provenance(ProvenanceKind.MEASURED, "a test", date="2026-11-24")

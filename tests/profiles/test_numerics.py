@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,7 +139,9 @@ def test_fp8_kv_cache_in_vllm(catalog: Catalog, device: str, support: Support) -
         ("vllm", "M2-Max", UNSUPPORTED, None),
         ("native", "cpu-generic", NATIVE, None),
         ("native", "cpu-amx", NATIVE, None),
-        ("native", "H100-SXM", UNSUPPORTED, "vllm"),
+        ("native", "H100-SXM", NATIVE, None),
+        ("native", "T4", UNSUPPORTED, "vllm"),
+        ("native", "MI300X", UNSUPPORTED, "vllm"),
         ("native", "M2-Max", UNSUPPORTED, None),
     ],
 )
@@ -221,9 +224,11 @@ def test_a_processor_without_integer_products_still_saves_memory(features: set[s
 def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
     vllm, native = formats_of("vllm"), formats_of("native")
     assert vllm.online == {"none", "fp8", "fp8_w8a16", "bitsandbytes"}
-    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"} == native.schemes
-    assert native.as_stored
-    assert not native.quantized_checkpoints
+    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"}
+    assert native.within_reach == native.online
+    assert native.schemes == native.online | {"awq", "gptq", "gptq_int8", "fp8"}
+    assert vllm.within_reach == vllm.schemes
+    assert (vllm.as_stored_on, native.as_stored_on) == (frozenset(), {"cpu"})
     # Quality suffers most from few bits in the embedding and the head.
     assert all(SCHEMES[ends].quality_bits == 8 for ends in native.ends.values())
     assert native.ends["int4"] == native.ends["int4_g128"] == "int8"
@@ -234,8 +239,35 @@ def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
         formats_of("tgi")
 
 
+@pytest.mark.parametrize(
+    ("check", "name", "device", "support", "nearest"),
+    [
+        (check_dtype, "bfloat16", "A10", NATIVE, None),
+        (check_scheme, "none", "H100-SXM", NATIVE, None),
+        (check_scheme, "int8", "H100-SXM", UNSUPPORTED, "none"),
+        (check_scheme, "fp8", "H100-SXM", UNSUPPORTED, "none"),
+        (check_kv_dtype, "auto", "A10", NATIVE, None),
+        (check_kv_dtype, "int8", "A10", NATIVE, None),
+        (check_kv_dtype, "fp8", "A10", UNSUPPORTED, "int8"),
+        (check_kv_dtype, "fp8", "L4", NATIVE, None),
+        (check_kv_dtype, "float32", "L4", UNSUPPORTED, "auto"),
+    ],
+)
+def test_the_native_engine_on_gpus(
+    catalog: Catalog,
+    check: Callable[[str, AcceleratorProfile, str], Verdict],
+    name: str,
+    device: str,
+    support: Support,
+    nearest: str | None,
+) -> None:
+    verdict = check(name, catalog.find(device), "native")
+    assert (verdict.support, verdict.nearest) == (support, nearest)
+    assert bool(verdict.reason) == (support is UNSUPPORTED)
+
+
 def test_smaller_groups_come_first_where_nothing_else_decides() -> None:
-    names = [name for name in SCHEMES if name in formats_of("native").schemes]
+    names = [name for name in SCHEMES if name in formats_of("native").online]
     assert names == ["none", "int8", "int8_g128", "int4", "int4_g128"]
 
 

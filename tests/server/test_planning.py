@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from engine.config import EngineConfig, SimulatedConfig
 from engine.placement import Placement
 from engine.resolve import DEFAULT_SPECULATIVE_TOKENS
 from planner.plan import Plan, read_plan
+from profiles.catalog import load_catalog
+from profiles.detect import Detected, DetectedGroup, detect_host
+from profiles.hardware import parse_hardware
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpecError
 from server import plan_words
@@ -17,6 +21,7 @@ from server.plan_command import PlanOptions, run_plan
 from server.planning import (
     Decision,
     Machine,
+    choose_device,
     choose_engine,
     decide_native,
     decide_simulated,
@@ -187,7 +192,7 @@ def test_what_needs_a_compiler_says_so(flags: dict[str, str], flag: str) -> None
 
 
 def test_what_no_compiler_helps_with_is_refused_as_ever() -> None:
-    with pytest.raises(ValueError, match="no kernels for fp8 weights; int8 works"):
+    with pytest.raises(ValueError, match="fp8 needs a checkpoint that was quantized beforehand"):
         native(machine=NO_COMPILER, quantization="fp8")
 
 
@@ -344,3 +349,59 @@ def test_the_engine_is_the_users_choice_then_the_plans(native_plan: Plan, tmp_pa
         choose_engine(ServeOptions(), vllm_plan)
     asked = ServeOptions(engine=EngineChoice.SIMULATED)
     assert choose_engine(asked, vllm_plan) is EngineChoice.SIMULATED
+
+
+def gpu(name: str, *, taken_gib: int = 1) -> DetectedGroup:
+    return DetectedGroup(parse_hardware(f"2x{name}", load_catalog())[0], (0, 1), taken_gib * GIB)
+
+
+def detected(*groups: DetectedGroup) -> Detected:
+    cpu = DetectedGroup(CPU, (), 0)
+    return Detected(detect_host(), (), (), groups or (cpu,), cpu, ())
+
+
+def test_the_native_engine_runs_on_the_first_gpu_that_it_has_kernels_for() -> None:
+    found = choose_device(None, detected(gpu("T4"), gpu("L4")), "2.13.0")
+    assert (found.group.profile.name, found.group.count) == ("L4", 1)
+    assert found.free_bytes < found.group.profile.memory_bytes.value
+
+
+@pytest.mark.parametrize(
+    ("groups", "torch_version", "reason"),
+    [
+        ((), "2.13.0", "no NVIDIA GPU was found"),
+        ((gpu("MI300X"),), "2.13.0", "no NVIDIA GPU was found"),
+        ((gpu("T4"),), "2.13.0", "T4: the native engine needs compute capability 8.0"),
+        ((gpu("L4"),), "2.13.0+cpu", "torch 2.13.0+cpu was built without CUDA"),
+    ],
+)
+def test_elsewhere_it_runs_on_the_processor(
+    groups: tuple[DetectedGroup, ...], torch_version: str, reason: str
+) -> None:
+    here = detected(*groups)
+    assert choose_device("auto", here, torch_version) is here.cpu
+    assert choose_device("cpu", here, torch_version) is here.cpu
+    with pytest.raises(ValueError, match=f"--device cuda: {re.escape(reason)}"):
+        choose_device("cuda", here, torch_version)
+
+
+def test_a_device_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"device 'tpu' is unknown \(known: auto, cpu, cuda\)"):
+        choose_device("tpu", detected(), "2.13.0")
+
+
+def test_on_a_gpu_it_computes_in_16_bits() -> None:
+    device = choose_device(None, detected(gpu("L4")), "2.13.0+cu130")
+    machine = replace(
+        MACHINE, native=device.group, available_bytes=device.free_bytes, has_compiler=False
+    )
+    decision = native(machine=machine)
+    config = decision.config
+    assert isinstance(config, EngineConfig)
+    assert (config.device, config.dtype, config.quantization) == ("cuda", "bfloat16", "none")
+    assert (config.kv_cache_dtype, config.cpus, config.num_threads) == ("auto", (), 1)
+    # Weights and cache fit into what is free.
+    cache = config.scheduler.num_blocks * 16 * QWEN3_0_6B.kv_bytes_per_token(2)
+    assert cache + QWEN3_0_6B.weight_bytes(2) < device.free_bytes
+    assert plan_words.decision(decision.settings) == "native engine, bfloat16"
+    assert native(machine=machine, kv_cache_dtype="fp8").settings.kv_cache_dtype == "fp8"

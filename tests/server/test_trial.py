@@ -80,8 +80,8 @@ def test_a_trial_s_step_times_are_those_of_the_plan_with_the_same_formats(
 
 def test_a_format_without_kernels_is_one_clear_error() -> None:
     profile = load_catalog().find("cpu-avx2")
-    with pytest.raises(ValueError, match="no kernels for awq weights"):
-        native_candidate(profile, "float32", "awq", "float32")
+    with pytest.raises(ValueError, match="no kernels for bitsandbytes weights"):
+        native_candidate(profile, "float32", "bitsandbytes", "float32")
     with pytest.raises(ValueError, match="no fp8 KV cache"):
         native_candidate(profile, "float32", "int8", "fp8")
 

@@ -7,33 +7,51 @@ import logging
 import torch
 
 from engine.native.attention.backend import AttentionBackend
-from engine.native.attention.native_backend import NativeAttention
+from engine.native.attention.native_backend import CACHE_TYPES, NativeAttention
 from engine.native.attention.torch_backend import TorchAttention
 from engine.native.kernels.build import KernelBuildError
 
 logger = logging.getLogger(__name__)
 
+BACKENDS = ("native", "triton", "torch")
+"""Names that ``EngineConfig.attention_backend`` takes beside ``auto``."""
+_CPU = torch.device("cpu")
+
 
 def select_attention_backend(
-    name: str, dtype: torch.dtype, cache_dtype: torch.dtype
+    name: str, dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device = _CPU
 ) -> AttentionBackend:
-    """The backend called ``native`` or ``torch``; ``auto`` takes the native one where it can.
+    """The backend of that name; ``auto`` takes the best that runs on the device.
 
     Raises:
-        ValueError: the name is unknown, or the backend cannot compute in ``dtype`` or keep a cache
-            in ``cache_dtype``.
+        ValueError: the name is unknown, or the backend does not run on ``device``, cannot compute
+            in ``dtype`` or keep a cache in ``cache_dtype``.
         KernelBuildError: the native kernel is needed and cannot be built.
     """
-    if name not in ("auto", "native", "torch"):
-        raise ValueError(f"attention_backend {name!r} is unknown (known: auto, native, torch)")
+    if name not in ("auto", *BACKENDS):
+        known = ", ".join(("auto", *BACKENDS))
+        raise ValueError(f"attention_backend {name!r} is unknown (known: {known})")
+    if name == "triton" or (name == "auto" and device.type == "cuda"):
+        return _triton(dtype, cache_dtype, device)
+    if device.type == "cuda" and name == "native":
+        raise ValueError("attention_backend 'native' is compiled for CPUs; a GPU has triton, torch")
     if name == "torch" or (name == "auto" and dtype is not torch.float32):
-        if cache_dtype is torch.int8:
-            raise ValueError("a KV cache in int8 needs attention_backend native and dtype float32")
+        if cache_dtype in (torch.int8, torch.float8_e4m3fn):
+            raise ValueError(
+                f"a KV cache in {_words(cache_dtype)} needs attention_backend "
+                + ("triton" if device.type == "cuda" else "native and dtype float32")
+            )
         if name == "auto":
             logger.info("attention runs in plain torch: the native kernel computes in float32")
-        return TorchAttention(cache_dtype)
+        return TorchAttention(cache_dtype, device)
     if dtype is not torch.float32:
         raise ValueError("attention_backend 'native' needs dtype float32")
+    return _native(name, cache_dtype)
+
+
+def _native(name: str, cache_dtype: torch.dtype) -> AttentionBackend:
+    if cache_dtype not in CACHE_TYPES:
+        raise ValueError(f"a KV cache in {_words(cache_dtype)} needs a GPU")
     try:
         return NativeAttention(cache_dtype)
     except KernelBuildError as error:
@@ -41,3 +59,26 @@ def select_attention_backend(
             raise
         logger.warning("attention runs in plain torch, which is slower: %s", error)
         return TorchAttention(cache_dtype)
+
+
+def _triton(dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device) -> AttentionBackend:
+    try:
+        # Not before now: on a CPU nobody needs it, and it takes time and memory.
+        import triton
+
+        from engine.native.attention.tuning import tuned_attention
+    except ImportError:
+        raise ValueError("attention_backend 'triton' needs the package triton") from None
+    if device.type != "cuda":
+        if not triton.knobs.runtime.interpret:
+            raise ValueError("attention_backend 'triton' needs a GPU")
+        from engine.native.attention.triton_backend import TritonAttention
+
+        return TritonAttention(cache_dtype, device)
+    if cache_dtype is torch.float8_e4m3fn and torch.cuda.get_device_capability(device) < (8, 9):
+        raise ValueError("a KV cache in fp8 needs compute capability 8.9")
+    return tuned_attention(dtype, cache_dtype, device)
+
+
+def _words(cache_dtype: torch.dtype) -> str:
+    return "fp8" if cache_dtype is torch.float8_e4m3fn else str(cache_dtype).removeprefix("torch.")

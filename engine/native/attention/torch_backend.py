@@ -1,4 +1,4 @@
-"""Paged attention in plain torch: the reference, and the fallback without a compiler."""
+"""Paged attention in plain torch on any device: the reference, and the fallback elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.native.attention.backend import AttentionBatch, LayerCache
-from engine.native.memory import lazy_zeros
+from engine.native.memory import zeros
 
 _TILE_TOKENS = 256
 """Context read at once; bounds the temporary copy, whatever the length of the context."""
@@ -21,8 +21,11 @@ class TorchAttention:
 
     name = "torch"
 
-    def __init__(self, cache_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, cache_dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> None:
         self._cache_dtype = cache_dtype
+        self._device = device or torch.device("cpu")
         self._batch: AttentionBatch | None = None
 
     def allocate_cache(
@@ -31,7 +34,7 @@ class TorchAttention:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
 
         def allocate() -> Tensor:
-            return lazy_zeros(shape, self._cache_dtype)
+            return zeros(shape, self._cache_dtype, self._device)
 
         return [LayerCache(allocate(), allocate(), block_size) for _ in range(num_layers)]
 
@@ -45,7 +48,7 @@ class TorchAttention:
         batch = self._batch
         _store(key, cache.keys, batch.slot_mapping)
         _store(value, cache.values, batch.slot_mapping)
-        output = torch.empty(query.shape, dtype=query.dtype)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         starts = batch.query_start_loc.tolist()
         for i, context_len in enumerate(batch.context_lens.tolist()):
             rows = slice(starts[i], starts[i + 1])
@@ -67,24 +70,26 @@ def _attend(
 ) -> Tensor:
     """One sequence: queries [n, num_heads, head_dim] are its last n of ``context_len`` tokens."""
     num_queries, num_heads, head_dim = query.shape
+    device = query.device
     num_kv_heads, block_size = cache.keys.shape[1:3]
     # [num_kv_heads, n * group, head_dim]: a KV head serves its group of query heads at once.
     grouped = query.float().view(num_queries, num_kv_heads, -1, head_dim).transpose(0, 1)
     grouped = grouped.reshape(num_kv_heads, -1, head_dim) * head_dim**-0.5
     group = num_heads // num_kv_heads
-    positions = torch.arange(context_len - num_queries, context_len).repeat_interleave(group)
+    positions = torch.arange(context_len - num_queries, context_len, device=device)
+    positions = positions.repeat_interleave(group)
 
     first_seen = 0 if window is None else max(0, context_len - num_queries - window + 1)
     tile_blocks = max(1, _TILE_TOKENS // block_size)
-    maximum = torch.full(grouped.shape[:2], -torch.inf)
-    total = torch.zeros(grouped.shape[:2])
-    weighted = torch.zeros(grouped.shape)
+    maximum = torch.full(grouped.shape[:2], -torch.inf, device=device)
+    total = torch.zeros(grouped.shape[:2], device=device)
+    weighted = torch.zeros(grouped.shape, device=device)
     for first_block in range(first_seen // block_size, -(-context_len // block_size), tile_blocks):
         blocks = block_table[first_block : first_block + tile_blocks]
         start = first_block * block_size
         keys = _gather(cache.keys, blocks, context_len - start)
         values = _gather(cache.values, blocks, context_len - start)
-        seen = torch.arange(start, start + keys.shape[1])
+        seen = torch.arange(start, start + keys.shape[1], device=device)
         hidden = seen > positions[:, None]
         if window is not None:
             hidden |= seen <= positions[:, None] - window

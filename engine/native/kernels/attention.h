@@ -16,7 +16,7 @@
 
 #include "cache.h"
 #include "division.h"
-#include "linear.h"
+#include "team.h"
 
 namespace {
 

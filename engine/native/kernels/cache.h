@@ -22,7 +22,7 @@
 #include <immintrin.h>
 #endif
 
-#include "linear.h"
+#include "weights.h"
 
 namespace {
 

@@ -12,13 +12,15 @@ extern "C" {
 
 // What the packed form of this build looks like, for whoever allocates it.
 int64_t packed_weight_bytes(const Linear* l) { return num_panels(*l) * panel_bytes(*l); }
-int64_t packed_num_scales(const Linear* l) {
-  return is_integer(*l) ? int64_t(num_panels(*l)) * num_scale_groups(*l) * PANEL : 0;
-}
+int64_t packed_num_scales(const Linear* l) { return num_scales(*l); }
 int32_t vector_lanes() { return LANES; }
 
 void pack_rows(const Linear* l, const Rows* rows, int32_t num_threads) {
   with_team(num_threads, [&](const Member& member) { packing::pack_rows(member, *l, *rows); });
+}
+
+void put_rows(const Linear* l, const QuantizedRows* rows, int32_t num_threads) {
+  with_team(num_threads, [&](const Member& member) { packing::put_rows(member, *l, *rows); });
 }
 
 // Rows of the matrix, as float32 [num_outputs, num_inputs].
@@ -56,9 +58,9 @@ void paged_attention(const Batch* batch, const Cache* cache, const Heads* heads,
 }
 
 void decoder_forward(const Decoder* decoder, const DecoderStep* step, int32_t num_threads) {
-  static thread_local attention::Attention attention;
-  attention::Attention& shared = attention;
-  shared.start_step();
+  static thread_local StepState state;
+  StepState& shared = state;
+  shared.start(*decoder, *step);
   with_team(num_threads, [&](const Member& member) {
     run_step(member, *decoder, *step, shared);
   });

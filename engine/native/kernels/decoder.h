@@ -116,45 +116,100 @@ inline void place_head(const Decoder& d, const DecoderLayer& layer, const Decode
   place(row + int64_t(d.num_heads + kv_head) * dim, layer.key_norm);
 }
 
+// What the members of a team share in one step.
+struct StepState {
+  attention::Attention attention;
+  Batch last_layer;  // the tokens whose outputs of the last layer are wanted: all, or the sampled
+  std::vector<int32_t> query_start_loc;  // of the sampled alone
+
+  void start(const Decoder& d, const DecoderStep& step) {
+    attention.start_step();
+    last_layer = step.batch;
+    if (!d.final_norm) return;  // the next stage wants all of them
+    if (step.num_sampled == step.batch.num_tokens || !find_sampled(step)) return;
+    last_layer.query_start_loc = query_start_loc.data();
+    last_layer.num_tokens = step.num_sampled;
+  }
+
+ private:
+  // Fills `query_start_loc`; false where what is sampled is not, in order, the last tokens of
+  // sequences.
+  bool find_sampled(const DecoderStep& step) {
+    query_start_loc.assign(1, 0);
+    int end = 0;
+    for (int s = 0; s < step.batch.num_seqs; s++) {
+      const int end_token = step.batch.query_start_loc[s + 1];
+      while (end < step.num_sampled && step.sampled_tokens[end] < end_token) end++;
+      for (int row = query_start_loc.back(); row < end; row++)
+        if (step.sampled_tokens[row] != end_token - (end - row)) return false;
+      query_start_loc.push_back(end);
+    }
+    return end == step.num_sampled;
+  }
+};
+
+// Moves queries and residual stream of the sampled tokens to the front. They ascend, so none is
+// overwritten before it has been moved.
+inline void gather_sampled(const Decoder& d, const DecoderStep& step, const Heads& heads) {
+  const auto gather = [&](float* rows, int64_t stride, int64_t size) {
+    for (int row = 0; row < step.num_sampled; row++)
+      std::memmove(rows + row * stride, rows + step.sampled_tokens[row] * stride,
+                   size * sizeof(float));
+  };
+  gather(d.workspace.projected, heads.query_stride, int64_t(d.num_heads) * d.head_dim);
+  gather(d.workspace.hidden, d.hidden_size, d.hidden_size);
+}
+
+// Places and stores the heads of all tokens, and attends for those of `outputs`: all, or the
+// sampled, which are gathered first.
 inline void attend_rows(const Member& member, const Decoder& d, const DecoderLayer& layer,
-                        const DecoderStep& step, attention::Attention& attention) {
+                        const DecoderStep& step, const Batch& outputs, StepState& state) {
   const Heads heads = heads_of(d, layer);
-  const int num_tokens = step.batch.num_tokens;
-  if (d.attends && member.rank == 0)
-    attention.divide(step.batch, layer.cache, heads, member.team.size());
+  attention::Attention& attention = state.attention;
+  const bool gathers = outputs.num_tokens < step.batch.num_tokens;
+  if (d.attends && member.rank == 0 && outputs.num_tokens > 0) {
+    if (gathers) attention.start_step();
+    attention.divide(outputs, layer.cache, heads, member.team.size());
+  }
   attention::with_types(layer.cache, heads, [&](auto element, auto) {
-    member.share(num_tokens * d.num_kv_heads, [&](int i) {
+    member.share(step.batch.num_tokens * d.num_kv_heads, [&](int i) {
       const int token = i / d.num_kv_heads, kv_head = i % d.num_kv_heads;
       place_head(d, layer, step, heads, token, kv_head);
       if (d.attends)
         attention::store_token<decltype(element)>(step.batch, layer.cache, heads, token, kv_head);
     });
   });
-  if (d.attends) return attention::attend(member, step.batch, layer.cache, heads, attention);
+  if (outputs.num_tokens == 0) return;
+  if (gathers) member.share(1, [&](int) { gather_sampled(d, step, heads); });
+  if (d.attends) return attention::attend(member, outputs, layer.cache, heads, attention);
   const int64_t size = int64_t(d.num_heads) * d.head_dim;
-  member.share(num_tokens, [&](int token) {
+  member.share(outputs.num_tokens, [&](int token) {
     std::memcpy(heads.output + token * size, heads.query + token * heads.query_stride,
                 size * sizeof(float));
   });
 }
 
 inline void run_step(const Member& member, const Decoder& d, const DecoderStep& step,
-                     attention::Attention& attention) {
+                     StepState& state) {
   const Workspace& w = d.workspace;
   const Input input = input_of(d);
-  const int rows = step.batch.num_tokens;
   const auto itself = [](int row) { return int64_t(row); };
   if (step.token_ids) {
-    member.share(rows, [&](int row) {
+    member.share(step.batch.num_tokens, [&](int row) {
       packing::unpack_row(d.embedding, step.token_ids[row],
                           w.hidden + int64_t(row) * d.hidden_size);
     });
   }
+  const bool gathers = state.last_layer.num_tokens < step.batch.num_tokens;
   for (int i = 0; i < d.num_layers; i++) {
     const DecoderLayer& layer = d.layers[i];
-    norm_rows(member, d, layer.input_norm, layer.qkv, rows, itself);
-    multiply(member, layer.qkv, input, rows, w.projected, REPLACE);
-    attend_rows(member, d, layer, step, attention);
+    norm_rows(member, d, layer.input_norm, layer.qkv, step.batch.num_tokens, itself);
+    multiply(member, layer.qkv, input, step.batch.num_tokens, w.projected, REPLACE);
+    // Nothing but their keys and values is wanted of other tokens from the last layer.
+    const Batch& outputs = i == d.num_layers - 1 ? state.last_layer : step.batch;
+    attend_rows(member, d, layer, step, outputs, state);
+    const int rows = outputs.num_tokens;
+    if (rows == 0) return;
     round_rows(member, layer.output, w.normed, input, rows);
     multiply(member, layer.output, input, rows, w.hidden, ADD);
     norm_rows(member, d, layer.post_attention_norm, layer.gate_up, rows, itself);
@@ -165,7 +220,7 @@ inline void run_step(const Member& member, const Decoder& d, const DecoderStep& 
   }
   if (step.num_sampled == 0) return;
   norm_rows(member, d, d.final_norm, d.head, step.num_sampled,
-            [&](int row) { return step.sampled_tokens[row]; });
+            [&](int row) { return gathers ? row : step.sampled_tokens[row]; });
   multiply(member, d.head, input, step.num_sampled, step.logits, REPLACE);
 }
 

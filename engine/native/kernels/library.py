@@ -25,6 +25,8 @@ class Format(IntEnum):
     FLOAT16 = 2
     INT8 = 3
     INT4 = 4
+    FLOAT8 = 5
+    """e4m3"""
 
 
 class CacheType(IntEnum):
@@ -52,6 +54,8 @@ class Linear(ctypes.Structure):
         ("group", _INT),
         ("scale_by_group", _INT),
         ("rounds_activations", _INT),
+        ("scale_format", _INT),
+        ("zeros", _POINTER),
     )
 
 
@@ -61,6 +65,18 @@ class Rows(ctypes.Structure):
     _fields_ = (
         ("values", _POINTER),
         ("type", _INT),
+        ("first_output", _INT),
+        ("num_rows", _INT),
+    )
+
+
+class QuantizedRows(ctypes.Structure):
+    """``struct QuantizedRows`` of ``packing.h``."""
+
+    _fields_ = (
+        ("values", _POINTER),
+        ("scales", _POINTER),
+        ("zeros", _POINTER),
         ("first_output", _INT),
         ("num_rows", _INT),
     )
@@ -192,6 +208,7 @@ class CpuLibrary:
         self.packed_weight_bytes = function("packed_weight_bytes", ctypes.c_int64, linear)
         self.packed_num_scales = function("packed_num_scales", ctypes.c_int64, linear)
         self.pack_rows = function("pack_rows", None, linear, rows, _INT)
+        self.put_rows = function("put_rows", None, linear, ctypes.POINTER(QuantizedRows), _INT)
         self.unpack_rows = function("unpack_rows", None, linear, _POINTER, _INT, _POINTER)
         self.linear_forward = function(
             "linear_forward", None, linear, _POINTER, _INT, _POINTER, _INT

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "linear.h"
+#include "weights.h"
 
 namespace {
 
@@ -15,6 +15,15 @@ struct Rows {
   const void* values;
   Source type;
   int32_t first_output;  // that the first row is the weights of
+  int32_t num_rows;
+};
+
+// Rows of a matrix that was quantized beforehand, in the format of the packed one.
+struct QuantizedRows {
+  const int8_t* values;  // [num_rows, num_inputs]: integers from -8 or -128 on, or bytes of e4m3
+  const void* scales;    // [num_rows, scale groups] in the scales' format
+  const int8_t* zeros;   // [num_rows, scale groups]: values that stand for 0, or null
+  int32_t first_output;
   int32_t num_rows;
 };
 
@@ -50,6 +59,7 @@ inline uint16_t to_bfloat16_above(float value) {  // for value >= 0: the least t
 inline int64_t byte_at(const Linear& l, int lane, int input) {
   const int word = input / WORD_INPUTS, k = input % WORD_INPUTS;
   const int in_vector = lane % LANES * WORD_INPUTS + k;
+  if (l.format == FLOAT8) return int64_t(input) * PANEL + lane;
   if (l.format == INT4) return int64_t(word) * VECTOR_BYTES + in_vector;
   return int64_t(word) * 2 * VECTOR_BYTES + lane / LANES * VECTOR_BYTES + in_vector;
 }
@@ -106,7 +116,8 @@ inline int quantize(const Linear& l, float w, float inverse_scale) {
 
 inline void put(const Linear& l, uint8_t* panel, int lane, int input, int q) {
   uint8_t& at = panel[byte_at(l, lane, input)];
-  if (l.format == INT8) at = uint8_t(q + BYTE_OFFSET);
+  if (l.format == FLOAT8) at = uint8_t(q);
+  else if (l.format == INT8) at = uint8_t(q + BYTE_OFFSET);
   else if (lane < LANES) at = (at & 0xf0) | uint8_t(q + NIBBLE_OFFSET);
   else at = (at & 0x0f) | uint8_t((q + NIBBLE_OFFSET) << 4);
 }
@@ -117,10 +128,17 @@ inline int get(const Linear& l, const uint8_t* panel, int lane, int input) {
   return BYTE_OFFSET ? int(at) - BYTE_OFFSET : int(int8_t(at));
 }
 
+inline float scale_at(const Linear& l, int64_t at) {
+  if (l.scale_format == FLOAT32) return static_cast<const float*>(l.scales)[at];
+  if (l.scale_format == FLOAT16) return from_float16(static_cast<const float16*>(l.scales)[at]);
+  return from_bfloat16(static_cast<const uint16_t*>(l.scales)[at]);
+}
+
+// Scales of our own making are in bfloat16, and there are no zero points beside them.
 inline void pack_row(const Linear& l, int output, const float* w) {
   const int panel_index = panel_of(l, output), lane = output % PANEL;
   uint8_t* panel = l.weights + panel_index * panel_bytes(l);
-  if (!is_integer(l)) {
+  if (!has_scales(l)) {
     for (int k = 0; k < l.num_inputs; k++) {
       const int64_t at = int64_t(k) * PANEL + lane;
       if (l.format == FLOAT32) reinterpret_cast<float*>(panel)[at] = w[k];
@@ -131,7 +149,7 @@ inline void pack_row(const Linear& l, int output, const float* w) {
     return;
   }
   const int groups = num_scale_groups(l), length = l.scale_by_group ? l.group : l.num_inputs;
-  uint16_t* scales = l.scales + int64_t(panel_index) * groups * PANEL;
+  uint16_t* scales = static_cast<uint16_t*>(l.scales) + first_scale(l, panel_index);
   for (int g = 0; g < groups; g++) {
     const int first = g * length, count = std::min(length, l.num_inputs - first);
     const uint16_t scale = scale_of(l, w + first, count);
@@ -145,7 +163,6 @@ inline void pack_row(const Linear& l, int output, const float* w) {
 inline void unpack_row(const Linear& l, int output, float* w) {
   const int panel_index = panel_of(l, output), lane = output % PANEL;
   const uint8_t* panel = l.weights + panel_index * panel_bytes(l);
-  const uint16_t* scales = l.scales + int64_t(panel_index) * num_scale_groups(l) * PANEL;
   for (int k = 0; k < l.num_inputs; k++) {
     const int64_t at = int64_t(k) * PANEL + lane;
     if (l.format == FLOAT32) w[k] = reinterpret_cast<const float*>(panel)[at];
@@ -153,25 +170,60 @@ inline void unpack_row(const Linear& l, int output, float* w) {
       w[k] = from_bfloat16(reinterpret_cast<const uint16_t*>(panel)[at]);
     else if (l.format == FLOAT16)
       w[k] = from_float16(reinterpret_cast<const float16*>(panel)[at]);
-    else
-      w[k] = get(l, panel, lane, k) *
-             from_bfloat16(scales[(l.scale_by_group ? k / l.group * PANEL : 0) + lane]);
+    else {
+      const int64_t scale =
+          first_scale(l, panel_index) + (l.scale_by_group ? k / l.group * PANEL : 0) + lane;
+      const float value =
+          l.format == FLOAT8
+              ? from_float16({float8_as_float16(panel[byte_at(l, lane, k)])}) * FLOAT8_UNIT
+              : get(l, panel, lane, k) - (l.zeros ? l.zeros[scale] : 0);
+      w[k] = value * scale_at(l, scale);
+    }
   }
 }
 
-// Threads take whole panels: outputs of one share bytes.
-inline void pack_rows(const Member& member, const Linear& l, const Rows& rows) {
-  const int end_output = rows.first_output + rows.num_rows;
-  const int first = rows.first_output / PANEL, end = (end_output + PANEL - 1) / PANEL;
+// The row of a matrix quantized beforehand: nothing is rounded.
+inline void put_row(const Linear& l, int output, const QuantizedRows& rows) {
+  const int panel_index = panel_of(l, output), lane = output % PANEL;
+  const int row = output - rows.first_output;
+  uint8_t* panel = l.weights + panel_index * panel_bytes(l);
+  const int8_t* values = rows.values + int64_t(row) * l.num_inputs;
+  for (int k = 0; k < l.num_inputs; k++) put(l, panel, lane, k, values[k]);
+  const int groups = num_scale_groups(l);
+  const int scale_bytes = l.scale_format == FLOAT32 ? 4 : 2;
+  for (int g = 0; g < groups; g++) {
+    const int64_t to = first_scale(l, panel_index) + g * PANEL + lane;
+    const int64_t from = int64_t(row) * groups + g;
+    std::memcpy(static_cast<char*>(l.scales) + to * scale_bytes,
+                static_cast<const char*>(rows.scales) + from * scale_bytes, scale_bytes);
+    if (l.zeros) l.zeros[to] = rows.zeros[from];
+  }
+}
+
+// Calls f for each of these outputs. Threads take whole panels: outputs of one share bytes.
+template <typename F>
+void for_outputs(const Member& member, int first_output, int num_rows, F f) {
+  const int end_output = first_output + num_rows;
+  const int first = first_output / PANEL, end = (end_output + PANEL - 1) / PANEL;
   member.share(end - first, [&](int item) {
-    std::vector<float> w(l.num_inputs + LANES);  // zeros behind the row
     const int block = first + item;
-    for (int output = std::max(block * PANEL, rows.first_output);
-         output < std::min((block + 1) * PANEL, end_output); output++) {
-      read_row(rows, output - rows.first_output, l.num_inputs, w.data());
-      pack_row(l, output, w.data());
-    }
+    for (int output = std::max(block * PANEL, first_output);
+         output < std::min((block + 1) * PANEL, end_output); output++)
+      f(output);
   });
+}
+
+inline void pack_rows(const Member& member, const Linear& l, const Rows& rows) {
+  std::vector<float> w(l.num_inputs + LANES);  // zeros behind the row
+  for_outputs(member, rows.first_output, rows.num_rows, [&](int output) {
+    read_row(rows, output - rows.first_output, l.num_inputs, w.data());
+    pack_row(l, output, w.data());
+  });
+}
+
+inline void put_rows(const Member& member, const Linear& l, const QuantizedRows& rows) {
+  for_outputs(member, rows.first_output, rows.num_rows,
+              [&](int output) { put_row(l, output, rows); });
 }
 
 }  // namespace packing

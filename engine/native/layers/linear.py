@@ -15,7 +15,7 @@ from torch import Tensor, dtype, nn
 from engine.native.linear.kernel import LinearKernel
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
 from engine.native.parallel.partition import kv_heads_of, part_of
-from engine.native.parameter import ModelParameter, StoredTensor, check_shape, load_whole
+from engine.native.parameter import ModelParameter, StoredTensor, check_shape, dense, load_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _StackedColumnParallelLinear(nn.Module):
     def bias_loader(self, parameter: ModelParameter, loaded: StoredTensor, part: str) -> None:
         held, first = self.parts[part], self._first_output(part)
         check_shape(loaded, (held.size,))
-        parameter.data.narrow(0, first, held.num_held).copy_(loaded[held.held])
+        parameter.data.narrow(0, first, held.num_held).copy_(dense(loaded[held.held]))
 
     def _first_output(self, part: str) -> int:
         """Where a part begins among this rank's outputs."""

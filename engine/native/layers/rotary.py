@@ -17,11 +17,14 @@ class RotaryEmbedding:
     scaling for the whole life of the table, so that cached keys never change their angle.
     """
 
-    def __init__(self, rope: RopeConfig, head_dim: int, max_len: int) -> None:
+    def __init__(
+        self, rope: RopeConfig, head_dim: int, max_len: int, device: torch.device | None = None
+    ) -> None:
+        self._device = device or torch.device("cpu")
         self._inverse_frequencies = inverse_frequencies(rope, head_dim, max_len)
         self._attention_factor = rope.attention_factor
         self._max_len = max_len
-        self._table = torch.empty(0, 2 * head_dim)
+        self._table = torch.empty(0, 2 * head_dim, device=self._device)
 
     def angles(self, positions: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine for ``rotate``, each [num_tokens, 1, head_dim].
@@ -42,11 +45,12 @@ class RotaryEmbedding:
         return self._table
 
     def _compute(self, length: int) -> Tensor:
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._inverse_frequencies)
+        positions = torch.arange(length, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, self._inverse_frequencies)
         cos = angles.cos() * self._attention_factor
         sin = angles.sin() * self._attention_factor
         # The first half of a head is rotated against the second: (a, b) → (ac - bs, bc + as).
-        return torch.cat((cos, cos, -sin, sin), dim=-1)
+        return torch.cat((cos, cos, -sin, sin), dim=-1).to(self._device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -81,8 +85,13 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_len: int) -> Tensor
 
 
 def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    return 1.0 / torch.pow(theta, exponents)
+    return 1.0 / _periods(theta, head_dim)
+
+
+def _periods(theta: float, head_dim: int) -> Tensor:
+    """Tokens per radian. On the host whatever the default device: all turn by the same angles."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    return torch.pow(theta, exponents)
 
 
 def _dynamic_theta(rope: RopeConfig, head_dim: int, max_len: int) -> float:
@@ -118,7 +127,7 @@ def _yarn_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
         high += 0.001  # as transformers does, so that the ramp has a slope
-    ramp = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
+    ramp = (torch.arange(head_dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)
     keep = 1 - ramp.clamp(0, 1)
-    periods = torch.pow(rope.theta, torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    periods = _periods(rope.theta, head_dim)
     return 1.0 / (rope.factor * periods) * (1 - keep) + 1.0 / periods * keep

@@ -7,13 +7,20 @@ from torch import Tensor
 
 from engine.native.kernels.library import load_library
 from engine.native.kernels.packed import Layout, PackedMatrix
-from engine.native.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader, dense
 
 
 class PackedParameter(ModelParameter):
     """A weight whose values lie packed in ``matrix``."""
 
     matrix: PackedMatrix
+
+
+class CheckpointParameter(PackedParameter):
+    """One whose matrix is made when its first rows come, in the layout that these have."""
+
+    matrix_size: tuple[int, int]
+    is_empty: bool = True
 
 
 class CompiledLinear:
@@ -40,14 +47,46 @@ class CompiledLinear:
         weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, self.layout)
         return weight
 
-    def load_rows(self, weight: ModelParameter, rows: Tensor, first_output: int) -> None:
-        _matrix(weight).pack(rows, first_output)
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
+        _matrix(weight).pack(dense(rows), first_output)
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
         return _matrix(weight).multiply(x, bias)
 
     def look_up(self, weight: ModelParameter, outputs: Tensor) -> Tensor:
         return _matrix(weight).unpack(outputs)
+
+
+class CheckpointLinear(CompiledLinear):
+    """The same for weights that are held as a quantized checkpoint stores them.
+
+    What was left unquantized in some layers is held as it is, too; so the layout of each weight
+    is that of the first rows that it gets.
+    """
+
+    def create_weight(
+        self,
+        num_outputs: int,
+        num_inputs: int,
+        weight_loader: WeightLoader,
+        parts: tuple[str, ...] = (),
+    ) -> PackedParameter:
+        weight = CheckpointParameter((0,), torch.float32, weight_loader, parts)
+        weight.matrix_size = (num_outputs, num_inputs)
+        return weight
+
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
+        assert isinstance(weight, CheckpointParameter)
+        layout = Layout.of(rows, rounds_activations=self.layout.rounds_activations)
+        if weight.is_empty:
+            weight.matrix = PackedMatrix(self._library, *weight.matrix_size, layout)
+            weight.is_empty = False
+        if weight.matrix.layout != layout:
+            raise ValueError("is stored in another form than what it is stacked with")
+        if isinstance(rows, Tensor):
+            weight.matrix.pack(rows, first_output)
+        else:
+            weight.matrix.put(rows, first_output)
 
 
 def _matrix(weight: ModelParameter) -> PackedMatrix:

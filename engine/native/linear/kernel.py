@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.native.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader
 
 
 class LinearKernel(Protocol):
@@ -30,7 +30,7 @@ class LinearKernel(Protocol):
         """A weight that ``load_rows`` fills."""
         ...
 
-    def load_rows(self, weight: ModelParameter, rows: Tensor, first_output: int) -> None:
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
         """Takes in ``rows`` [n, num_inputs] of a checkpoint as outputs from ``first_output`` on.
 
         Raises:

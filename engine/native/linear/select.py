@@ -17,12 +17,12 @@ from engine.native.kernels.build import KernelBuildError
 from engine.native.kernels.library import Format, load_library
 from engine.native.kernels.packed import Layout
 from engine.native.linear import memory
-from engine.native.linear.compiled import CompiledLinear
+from engine.native.linear.compiled import CheckpointLinear, CompiledLinear
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
 from engine.native.parallel.partition import padded_share
-from profiles.model_spec import ModelSpec
+from profiles.model_spec import CheckpointQuantization, ModelSpec, QuantizationScheme
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,9 @@ class LinearKernels:
     def all(cls, kernel: LinearKernel) -> LinearKernels:
         return cls(kernel, kernel, kernel, kernel, kernel)
 
+    def map(self, change: Callable[[LinearKernel], LinearKernel]) -> LinearKernels:
+        return LinearKernels(*map(change, self._each))
+
     @property
     def names(self) -> str:
         """For people."""
@@ -101,16 +104,62 @@ def choose_linear_kernels(
     """
     if asked not in ("auto", *KERNELS):
         raise ValueError(f"linear_kernel {asked!r} is unknown (known: auto, {', '.join(KERNELS)})")
-    if scheme != "none" and scheme not in _SCHEMES:
+    quantization = spec.quantization
+    if quantization is not None and scheme != quantization.scheme:
+        raise ValueError(f"the checkpoint is quantized as {quantization.scheme}, not as {scheme}")
+    if quantization is None and scheme != "none" and scheme not in _SCHEMES:
         raise ValueError(f"quantization {scheme!r} is unknown (known: none, {', '.join(_SCHEMES)})")
     if dtype is not torch.float32:
         if scheme != "none" or asked not in ("auto", DenseLinear.name):
             raise ValueError("quantization and linear kernels need dtype float32")
         return LinearKernels.all(DenseLinear(dtype))
+    if quantization is not None:
+        return _as_in_checkpoint(spec, quantization, stored, asked, num_ranks)
     layers = _candidates(scheme, stored, asked)
     # Most of the quality that 4 bits lose would be lost in the head.
     heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
     return _fastest(spec, layers, heads, num_ranks)
+
+
+def _as_in_checkpoint(
+    spec: ModelSpec,
+    quantization: CheckpointQuantization,
+    stored: torch.dtype,
+    asked: str,
+    num_ranks: int,
+) -> LinearKernels:
+    """For a checkpoint that is quantized already: what is measured is whether to round activations.
+
+    Embedding, head and what else is not quantized are held as stored.
+    """
+    layouts = _checkpoint_layouts(quantization)
+    if asked != "auto" and asked not in layouts:
+        raise ValueError(
+            f"linear_kernel {asked!r} cannot hold {quantization.scheme} weights "
+            f"(these can: {', '.join(layouts)})"
+        )
+    names = layouts if asked == "auto" else (asked,)
+    measured = _fastest(
+        spec,
+        [CompiledLinear(name, layouts[name]) for name in names],
+        [CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))],
+        num_ranks,
+    )
+    return measured.map(lambda kernel: CheckpointLinear(kernel.name, layouts[kernel.name]))
+
+
+def _checkpoint_layouts(quantization: CheckpointQuantization) -> dict[str, Layout]:
+    """Those of a typical weight, by the names of their kernels; zero points aside."""
+    if quantization.scheme is QuantizationScheme.FP8:
+        held = Format.FLOAT8
+    else:
+        held = Format.INT4 if quantization.bits == 4 else Format.INT8
+    layout = Layout(held)
+    if quantization.group_size is not None:
+        layout = replace(layout, group=quantization.group_size, scale_by_group=True)
+    if held is Format.FLOAT8:
+        return {FP32_ACTIVATIONS: layout}
+    return {INT8_ACTIVATIONS: replace(layout, rounds_activations=True), FP32_ACTIVATIONS: layout}
 
 
 def _candidates(scheme: str, stored: torch.dtype, asked: str) -> list[LinearKernel]:

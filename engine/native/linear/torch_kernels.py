@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.native.parameter import ModelParameter, WeightLoader
+from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader, dense
 
 
 class DenseLinear:
@@ -34,8 +34,8 @@ class DenseLinear:
         shape = (num_outputs, num_inputs)
         return self.parameter_class(shape, self._dtype, weight_loader, parts)
 
-    def load_rows(self, weight: ModelParameter, rows: Tensor, first_output: int) -> None:
-        weight.data[first_output : first_output + len(rows)].copy_(rows)
+    def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
+        weight.data[first_output : first_output + len(rows)].copy_(dense(rows))
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

@@ -170,7 +170,8 @@ class Decoder(nn.Module):
         everything = [f"layers.{i}" for i in range(spec.num_layers)] + ["embed_tokens", "norm"]
         self.elsewhere = tuple(name for name in everything if name not in held)
         """Modules that other stages hold."""
-        self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
+        device = next(self.parameters()).device
+        self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len, device)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-d
 from torch.nn import functional as F
 
 from engine.config import EngineConfig
+from engine.native.device import open_device
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, CommunicatorError
 from engine.native.parallel.partition import padded_share, place_of
 from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
@@ -36,9 +37,10 @@ def join_groups(config: EngineConfig, rank: int, directory: Path) -> tuple[Commu
 
     Raises:
         CommunicatorError: they have not come within two minutes.
+        ValueError: the rank's device is not here.
     """
     tensor_size, num_stages = config.tensor_parallel_size, config.pipeline_parallel_size
-    place, device = place_of(rank, tensor_size, num_stages), torch.device("cpu")
+    place, device = place_of(rank, tensor_size, num_stages), open_device(config.device, rank)
     ranks: Communicator = SINGLE_RANK
     pipeline: Pipeline = SINGLE_STAGE
     if tensor_size > 1:

@@ -130,6 +130,31 @@ def test_logits_are_those_of_transformers(variant: str, backend: str, tmp_path: 
             )
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[], [49], [50, 87], [47, 48, 49, 50, 104, 105], [0, 49], [48], [87, 49], [49, 49]],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", ["qwen3", "qwen2, windows", "llama with an odd MLP"])
+def test_logits_are_the_same_whatever_rows_are_wanted(
+    variant: str, rows: list[int], tmp_path: Path
+) -> None:
+    family, overrides = VARIANTS[variant]
+    runner = make_runner(make_checkpoint(family, tmp_path, **overrides))
+    planner = Planner(LIMITS)
+    logits = []
+    for wanted in (None, rows):
+        for sequence_id, tokens in random_prompts([51, 2, 38, 19]).items():
+            planner.start(sequence_id, tokens)
+        prompts = runner.forward(planner.plan({0: 50, 1: 1, 2: 37, 3: 18}), wanted)
+        logits.append((prompts, runner.forward(planner.plan(dict.fromkeys(range(4), 1)))))
+        for sequence_id in range(4):
+            planner.drop(sequence_id)
+    (every_row, after_all), (some_rows, after_some) = logits
+    assert torch.equal(some_rows, every_row[rows])
+    assert torch.equal(after_some, after_all)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("qwen3"))
@@ -254,7 +279,11 @@ def test_the_number_of_threads_is_as_asked(checkpoint: Path) -> None:
             {"linear_kernel": "torch", "quantization": "int4"},
             r"'torch' cannot hold int4 weights \(these can: int8-activations, fp32-activations\)",
         ),
-        ({"kv_cache_dtype": "fp8"}, r"'fp8' is unknown \(known: auto, float32, bfloat16, int8\)"),
+        (
+            {"kv_cache_dtype": "fp4"},
+            r"'fp4' is unknown \(known: auto, float32, bfloat16, float16, ",
+        ),
+        ({"kv_cache_dtype": "fp8"}, "a KV cache in fp8 needs"),
         ({"kv_cache_dtype": "int8", "attention_backend": "torch"}, "int8 needs attention_backend"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.native.kernels.library import Format, load_library
 from engine.native.kernels.packed import Layout, PackedMatrix
+from engine.native.quantization.rows import QuantizedRows
 
 ARCHITECTURES = ["native"]
 if platform.machine() == "x86_64":
@@ -177,3 +178,112 @@ def test_extremes(layout: Layout) -> None:
     # What is no number reaches every output, as it would in floats.
     assert not product[2, 3:].isfinite().any() or not layout.rounds_activations
     assert not product[2, 4].isfinite()
+
+
+QUANTIZED = [
+    (held, group, scales, has_zeros)
+    for (held, group), scales in itertools.product(
+        [
+            (Format.INT4, 32),
+            (Format.INT4, 128),
+            (Format.INT4, None),
+            (Format.INT8, 64),
+            (Format.INT8, None),
+            (Format.FLOAT8, 128),
+            (Format.FLOAT8, None),
+        ],
+        [torch.bfloat16, torch.float16, torch.float32],
+    )
+    for has_zeros in ([False] if held is Format.FLOAT8 else [False, True])
+]
+
+
+def quantized_rows(
+    num_outputs: int,
+    num_inputs: int,
+    kind: tuple[Format, int | None, torch.dtype, bool],
+    seed: int = 0,
+) -> QuantizedRows:
+    """Random ones that use all of the format's range, zero points included."""
+    held, group, scale_dtype, has_zeros = kind
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(columns: int, low: int, high: int) -> Tensor:
+        shape = (num_outputs, columns)
+        return torch.randint(low, high + 1, shape, generator=generator).to(torch.int8)
+
+    groups = 1 if group is None or group >= num_inputs else -(-num_inputs // group)
+    low, high = (-8, 7) if held is Format.INT4 else (-128, 127)
+    values = integers(num_inputs, low, high)
+    if held is Format.FLOAT8:
+        not_numbers = (values & 0x7F) == 0x7F
+        values = torch.where(not_numbers, values & ~1, values)
+    scales = torch.rand(num_outputs, groups, generator=generator).to(scale_dtype) * 0.01
+    # A zero point may be one more than the largest weight (GPTQ's first version with 4 bits).
+    zeros = integers(groups, low, 8 if held is Format.INT4 else 127) if has_zeros else None
+    return QuantizedRows(held, values, scales, zeros, group)
+
+
+def meant(rows: QuantizedRows) -> Tensor:
+    values = rows.values
+    floats = values.view(torch.float8_e4m3fn) if rows.format is Format.FLOAT8 else values
+    group = rows.group or rows.shape[1]
+    scales, zeros = (
+        part.float().repeat_interleave(group, dim=1)[:, : rows.shape[1]]
+        for part in (rows.scales, rows.scales * 0 if rows.zeros is None else rows.zeros)
+    )
+    return (floats.float() - zeros) * scales
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (33, 130), (70, 384)])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_rows_that_are_quantized_already(
+    architecture: str,
+    kind: tuple[Format, int | None, torch.dtype, bool],
+    shape: tuple[int, int],
+    rounds: bool,
+) -> None:
+    rows = quantized_rows(*shape, kind)
+    layout = Layout.of(rows, rounds_activations=rounds)
+    matrix = PackedMatrix(load_library(architecture), *shape, layout)
+    for first, end in ((2, shape[0]), (0, 2)):
+        matrix.put(rows[first:end], first)
+    expected_weights = meant(rows)
+    assert torch.equal(weights_of(matrix), expected_weights)
+    x = random_matrix(19, shape[1], seed=1) * 50
+    seen = rounded(x, layout.group) if layout.rounds_activations else x
+    expected = seen.double() @ expected_weights.double().T
+    actual = matrix.multiply(x)
+    scale = expected.abs().mean()
+    torch.testing.assert_close(actual.double(), expected, atol=float(3e-5 * scale), rtol=3e-6)
+    for count in (1, 2, 7, 8, 12):
+        assert torch.equal(matrix.multiply(x[:count]), actual[:count])
+
+
+def test_zero_points_may_come_with_later_rows() -> None:
+    """What was stacked before them has none: 0 stands for 0 there."""
+    plain = quantized_rows(20, 64, (Format.INT4, 32, torch.float16, False))
+    shifted = quantized_rows(20, 64, (Format.INT4, 32, torch.float16, True), seed=1)
+    matrix = PackedMatrix(load_library(), 60, 64, Layout.of(plain, rounds_activations=True))
+    for index, rows in enumerate((plain, shifted, plain)):
+        matrix.put(rows, 20 * index)
+    assert torch.equal(weights_of(matrix), torch.cat([meant(r) for r in (plain, shifted, plain)]))
+
+
+def test_quantized_rows_are_sliced_like_a_tensor() -> None:
+    rows = quantized_rows(40, 128, (Format.INT4, 32, torch.float16, True))
+    assert torch.equal(meant(rows[8:24]), meant(rows)[8:24])
+    assert torch.equal(meant(rows[8:24, 64:128]), meant(rows)[8:24, 64:128])
+    assert torch.equal(meant(rows[:, 32:64]), meant(rows)[:, 32:64])
+    whole = quantized_rows(40, 128, (Format.INT8, None, torch.float16, True))
+    assert torch.equal(meant(whole[:, 10:30]), meant(whole)[:, 10:30])
+    with pytest.raises(ValueError, match="has groups of 32 inputs, which cannot be divided"):
+        rows[:, 16:48]
+
+
+@pytest.mark.parametrize("group", [8, 24, 2048])
+def test_groups_that_the_kernels_have_not(group: int) -> None:
+    with pytest.raises(ValueError, match=f"has groups of {group} inputs, which must be a multiple"):
+        quantized_rows(4, 4096, (Format.INT4, group, torch.float16, False))

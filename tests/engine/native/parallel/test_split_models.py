@@ -23,6 +23,7 @@ from profiles.model_spec import ModelSpec, ModelSpecError
 from tests.checkpoints import make_checkpoint
 from tests.engine.native.parallel.thread_ranks import ThreadRank, on_ranks
 from tests.engine.native.test_runner import LIMITS, logits_of, mixed, random_prompts, whole
+from tests.quantized_checkpoints import FORMATS, make_quantized
 
 PROMPTS = random_prompts([30, 1, 17])
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -105,6 +106,25 @@ def test_a_split_through_a_group_of_weights_is_one_clear_line(tmp_path: Path) ->
     directory = make_checkpoint("llama", tmp_path)
     with pytest.raises(ValueError, match="96 inputs split over 2 ranks are 48 each") as refusal:
         logits(directory, 2, quantization="int4")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["awq-g32", "gptq-int8-asym-g32", "ct-w8a8", "fp8-tensor"])
+def test_a_quantized_checkpoint_is_split_like_any_other(name: str, tmp_path: Path) -> None:
+    stored, _ = make_quantized(FORMATS[name], tmp_path)
+    quantization = ModelSpec.from_directory(stored).quantization
+    assert quantization is not None
+    fields = {"quantization": quantization.scheme.value, "linear_kernel": "fp32-activations"}
+    (expected,) = logits(stored, 1, **fields)
+    first, second = logits(stored, 2, **fields)
+    assert largest_difference(first, expected) < 1e-4
+    assert all(torch.equal(first[i], second[i]) for i in PROMPTS)
+
+
+def test_a_split_through_a_group_of_a_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    stored, _ = make_quantized(FORMATS["awq"], tmp_path)
+    with pytest.raises(ValueError, match=r"64 each, which breaks groups of 128 weights") as refusal:
+        logits(stored, 2, quantization="awq")
     assert "\n" not in str(refusal.value)
 
 

@@ -45,11 +45,16 @@ def logits_of(seed: int, shape: tuple[int, int], spread: float, steps: float) ->
 
 
 def assert_agrees(logits: Tensor, draw: Draw) -> None:
-    """The native token is one that the reference keeps, and its share holds the fraction.
+    """The native token is one that the reference would pick."""
+    (token,) = pick(native(), logits, draw)
+    assert_right(token, logits, draw)
+
+
+def assert_right(token: int, logits: Tensor, draw: Draw) -> None:
+    """The reference keeps the token of logits [1, vocab_size], whose share holds the fraction.
 
     Or so it is for parameters a rounding away.
     """
-    (token,) = pick(native(), logits, draw)
     row = logits[0].numpy()
 
     def holds(top_p: float, min_p: float) -> bool:

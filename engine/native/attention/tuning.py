@@ -1,0 +1,141 @@
+"""Which tiles make attention fastest on a GPU: measured once for each device, and remembered.
+
+Tiles change how sums are divided, and so a row's last bits: what was chosen is kept between
+starts, and a restarted engine continues in the bits that it began in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import triton
+from triton.runtime.errors import OutOfResources
+
+from engine.native.attention.triton_backend import NARROW, WIDE, Tiles, TritonAttention
+from engine.native.attention.workload import Workload, attention_work
+from engine.native.kernels.build import cache_directory
+
+logger = logging.getLogger(__name__)
+
+_RUNS = 7
+
+
+# Long enough that the device, not the host that launches its kernels, sets the time.
+DECODE = Workload(num_seqs=128, context_len=2048, num_new=1)
+CHUNK = Workload(num_seqs=1, context_len=4096, num_new=2048)
+
+Clock = Callable[[Callable[[], object]], float]
+"""Seconds that some work takes."""
+
+
+def tuned_attention(
+    dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device
+) -> TritonAttention:
+    """The fastest on this device, measured now or at an earlier start."""
+    properties = torch.cuda.get_device_properties(device)
+    key = (
+        f"{properties.name} {properties.major}.{properties.minor} triton {triton.__version__} "
+        f"torch {torch.__version__} {dtype} {cache_dtype}"
+    )
+    tiles = _recall(key)
+    if tiles is None:
+        tiles = choose_tiles(dtype, cache_dtype, device, on_cuda)
+        _remember(key, tiles)
+        torch.cuda.empty_cache()
+    return TritonAttention(cache_dtype, device, tiles)
+
+
+def choose_tiles(
+    dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device, clock: Clock
+) -> Tiles:
+    """The fastest tiles for decoding and for chunks, each on a workload of its own."""
+    best = NARROW if torch.float32 in (dtype, cache_dtype) else WIDE
+    for workload, candidates in ((DECODE, _decode_tiles(best)), (CHUNK, _chunk_tiles(best))):
+        seconds: dict[Tiles, float] = {}
+        for tiles in dict.fromkeys((best, *candidates)):
+            backend = TritonAttention(cache_dtype, device, tiles)
+            try:
+                seconds[tiles] = clock(attention_work(backend, dtype, workload, device))
+            except OutOfResources:
+                continue  # more shared memory than this device has
+        if seconds:
+            best = min(seconds, key=lambda tiles: seconds[tiles])
+    logger.info("measured attention's tiles, best %s", best)
+    return best
+
+
+def _decode_tiles(base: Tiles) -> Iterable[Tiles]:
+    for tokens, warps, stages in ((32, 2, 4), (64, 2, 3), (64, 4, 3), (128, 4, 2), (128, 8, 3)):
+        yield replace(base, decode_tokens=tokens, decode_warps=warps, decode_stages=stages)
+
+
+def _chunk_tiles(base: Tiles) -> Iterable[Tiles]:
+    for rows, tokens, warps, stages in (
+        (64, 64, 4, 3),
+        (128, 32, 4, 3),
+        (128, 64, 8, 2),
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+    ):
+        yield replace(
+            base, chunk_rows=rows, chunk_tokens=tokens, chunk_warps=warps, chunk_stages=stages
+        )
+
+
+def on_cuda(work: Callable[[], object]) -> float:
+    """Seconds of the device, the median of a few runs after one that is not counted."""
+    work()
+    samples: list[float] = []
+    for _ in range(_RUNS):
+        start, end = _timing_event(), _timing_event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        samples.append(start.elapsed_time(end) * 1e-3)
+    return median(samples)
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _path() -> Path:
+    return cache_directory() / "attention_tiles.json"
+
+
+def _read() -> dict[str, dict[str, int]]:
+    try:
+        stored = json.loads(_path().read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _recall(key: str) -> Tiles | None:
+    try:
+        return Tiles(**_read()[key])
+    except (KeyError, TypeError):
+        return None
+
+
+def _remember(key: str, tiles: Tiles) -> None:
+    """Keeps what was chosen, where that is possible: whoever cannot write measures again."""
+    path = _path()
+    stored = _read() | {key: asdict(tiles)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w") as file:
+            json.dump(stored, file, indent=1)
+        Path(scratch).replace(path)
+    except OSError:
+        pass

@@ -1,0 +1,82 @@
+"""A step on fused Triton kernels and the linear layers' own products: what runs on CUDA."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engine.native.attention.backend import AttentionBackend, LayerCache
+from engine.native.input_batch import StepInputs
+from engine.native.layers.fused import (
+    add_rms_norm,
+    rms_norm,
+    rotate_in_place,
+    silu_and_mul,
+)
+from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderLayer
+
+
+class FusedForward:
+    """The same computation as ``DecoderForCausalLM``'s, which is its reference.
+
+    It allocates nothing that depends on the values of its inputs and waits for nothing, so that a
+    call can be captured in a CUDA graph. Inputs are tensors on the device.
+    """
+
+    def __init__(
+        self,
+        model: DecoderForCausalLM,
+        caches: list[LayerCache],
+        backend: AttentionBackend,
+        max_model_len: int,
+    ) -> None:
+        self._model = model
+        self._layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
+        self._caches = caches
+        self._backend = backend
+        # Of every position at once: a graph keeps the table's address.
+        self._table = model.model.rotary.table(max_model_len)
+
+    def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+        return self.project(inputs, rows).float()
+
+    def project(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+        """Logits in the type of activations: [len(rows), vocab_size]."""
+        self._backend.prepare(inputs.attention)
+        model = self._model.model
+        residual: Tensor = model.embed_tokens(inputs.token_ids)
+        update: Tensor | None = None
+        for layer, cache in zip(self._layers, self._caches, strict=True):
+            if update is None:
+                hidden = rms_norm(residual, layer.input_layernorm)
+            else:
+                hidden = add_rms_norm(update, residual, layer.input_layernorm)
+            update = self._attend(layer.self_attn, hidden, inputs.positions, cache)
+            hidden = add_rms_norm(update, residual, layer.post_attention_layernorm)
+            update = layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+        assert update is not None
+        sampled = add_rms_norm(
+            update.index_select(0, rows), residual.index_select(0, rows), model.norm
+        )
+        logits: Tensor = self._model.lm_head(sampled)
+        return logits
+
+    def _attend(
+        self, attention: Attention, hidden: Tensor, positions: Tensor, cache: LayerCache
+    ) -> Tensor:
+        num_rotated = attention.num_heads + attention.num_kv_heads
+        heads = attention.qkv_proj(hidden).view(len(hidden), -1, attention.head_dim)
+        norms = None
+        if attention.q_norm is not None and attention.k_norm is not None:
+            norms = (attention.q_norm, attention.k_norm)
+        rotated = heads[:, :num_rotated]
+        rotate_in_place(rotated, positions, self._table, attention.num_heads, norms)
+        output: Tensor = attention.o_proj(
+            self._backend.forward(
+                rotated[:, : attention.num_heads],
+                rotated[:, attention.num_heads :],
+                heads[:, num_rotated:],
+                cache,
+                attention.window,
+            )
+        )
+        return output

@@ -1,0 +1,91 @@
+"""Compiles every launch of a Triton kernel as the engine makes it, for GPUs that are not here.
+
+Run by ``test_triton.py`` in a process of its own: there must be no interpreter in it. A driver
+that claims such a GPU lets launches go as far as to the compiled kernel, which is not run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parents[4]))
+
+from engine.native.attention.triton_backend import TritonAttention
+from engine.native.attention.workload import Workload, attention_work
+from engine.native.layers.fused import add_rms_norm, rms_norm, rotate_in_place, silu_and_mul
+from engine.native.layers.norm import RMSNorm
+from engine.native.sampling.backend import GREEDY
+from engine.native.sampling.triton_backend import TritonSampling
+
+CPU = torch.device("cpu")
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""By compute capability, what a program can have of a processor's memory (CUDA programming guide,
+technical specifications)."""
+
+
+class ClaimedGpu:
+    """As much of a Triton driver as compiling takes."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_device(self) -> int:
+        return self._capability  # kernels are kept by device
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+
+def launch_everything(dtype: torch.dtype, cache_dtypes: list[torch.dtype]) -> None:
+    for cache_dtype in cache_dtypes:
+        for workload in (Workload(2, 64, 1), Workload(1, 64, 5)):
+            for window in (None, 40):
+                backend = TritonAttention(cache_dtype, CPU)
+                attention_work(backend, dtype, workload, CPU, window)()
+    for size in (64, 4096):
+        hidden, norm = torch.zeros(3, size, dtype=dtype), RMSNorm(size, 1e-5, dtype=dtype)
+        rms_norm(hidden, norm)
+        add_rms_norm(hidden, hidden, norm)
+    norm = RMSNorm(128, 1e-5, dtype=dtype)
+    heads = torch.zeros(3, 48, 128, dtype=dtype)[:, :40]
+    for norms in (None, (norm, norm)):
+        positions = torch.zeros(3, dtype=torch.int64)
+        rotate_in_place(heads, positions, torch.zeros(10, 256), 32, norms)
+    silu_and_mul(torch.zeros(3, 28_672, dtype=dtype))
+    TritonSampling(CPU).pick(torch.zeros(1, 128_256), [GREEDY])
+
+
+def main() -> None:
+    run = JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, **options: Any) -> Any:
+        kernel = run(self, *arguments, **options | {"warmup": True})
+        capability = kernel.metadata.target.arch
+        assert kernel.metadata.shared <= SHARED_BYTES[capability], kernel.metadata
+        print(capability, kernel.metadata.name)
+        return kernel
+
+    JITFunction.run = compile_only
+    for capability in SHARED_BYTES:
+        driver.set_active(ClaimedGpu(capability))
+        caches = [torch.bfloat16, torch.int8]
+        if capability >= 89:
+            caches.append(torch.float8_e4m3fn)
+        launch_everything(torch.bfloat16, caches)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A whole model on Triton's kernels: on the GPU if there is one, else interpreted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.native.runner import ModelRunner
+from scheduler.config import SchedulerConfig
+from tests.checkpoints import make_checkpoint
+from tests.engine.native.plans import Planner
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LIMITS = SchedulerConfig(
+    num_blocks=24, block_size=8, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64
+)
+PROMPTS = {0: list(range(20, 37)), 1: [5], 2: [9, 250, 31, 7, 8, 100]}
+
+
+def make_runner(directory: Path, **fields: Any) -> ModelRunner:
+    return ModelRunner(EngineConfig(directory, LIMITS, **{"num_threads": 1, **fields}))
+
+
+def run(runner: ModelRunner) -> tuple[torch.Tensor, list[dict[int, int]]]:
+    """Logits of a prefill of some and of a mixed step, and the tokens of two decode steps."""
+    planner = Planner(LIMITS, seed=2)
+    for sequence_id, tokens in PROMPTS.items():
+        planner.start(sequence_id, tokens)
+    logits = [runner.forward(planner.plan({0: 7, 2: 5})), runner.forward(planner.plan({0: 9}))]
+    mixed = runner.execute(planner.plan({0: 1, 1: 1, 2: 1})).sampled_token_ids
+    decoded = runner.execute(planner.plan({0: 1, 1: 1, 2: 1})).sampled_token_ids
+    return torch.cat(logits), [mixed, decoded]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("llama", {"attention_bias": True}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+        ("qwen2", {"tie_word_embeddings": True}),
+    ],
+)
+def test_it_computes_what_the_modules_do(
+    family: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    make_checkpoint(family, tmp_path, num_hidden_layers=2, **fields)
+    logits, tokens = run(make_runner(tmp_path, attention_backend="triton", device=DEVICE))
+    expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
+    torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
+    assert tokens == expected_tokens
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="for machines without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_a_device_that_is_not_here_is_named(device: str, tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path, num_hidden_layers=1)
+    with pytest.raises(ValueError, match=f"device '{device}' is not here: torch finds 0 CUDA"):
+        make_runner(tmp_path, device=device)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "device 'gpu' is unknown"), ("meta", "device 'meta' is not supported")],
+)
+def test_devices_that_nobody_has_are_refused(device: str, message: str, tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path, num_hidden_layers=1)
+    with pytest.raises(ValueError, match=message):
+        make_runner(tmp_path, device=device)

@@ -1,0 +1,128 @@
+"""The native engine on a real GPU: the same tokens as on the processor, graphs or not."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.loop import EngineLoop
+from engine.messages import AddRequest, FromEngine, Progress
+from engine.native.runner import ModelRunner
+from scheduler.config import SchedulerConfig
+from scheduler.request import Request
+from scheduler.sampling_params import SamplingParams
+from scheduler.scheduler import Scheduler
+from tests.checkpoints import make_checkpoint
+
+pytestmark = pytest.mark.gpu
+
+Outputs = dict[str, list[int]]
+
+
+def requests(count: int, num_tokens: int = 40, **sampling: object) -> list[Request]:
+    chooser = random.Random(5)
+
+    def prompt() -> tuple[int, ...]:
+        return tuple(chooser.randrange(3, 256) for _ in range(chooser.randint(2, 90)))
+
+    options: dict[str, object] = {"max_tokens": num_tokens, "temperature": 0.0} | sampling
+    return [
+        Request(
+            request_id=f"r{i}",
+            prompt_token_ids=prompt(),
+            sampling=SamplingParams(seed=i, **options),  # type: ignore[arg-type]
+            arrival_time=float(i),
+        )
+        for i in range(count)
+    ]
+
+
+def run(
+    directory: Path, asked: list[Request], arrive_every: int = 0, **settings: object
+) -> tuple[Outputs, ModelRunner]:
+    limits = {"num_blocks": 512, "max_num_seqs": 16, "max_model_len": 192}
+    limits |= {k: settings.pop(k) for k in ("num_blocks", "max_prefill_chunk") if k in settings}  # type: ignore[misc]
+    config = EngineConfig(
+        model_dir=directory,
+        scheduler=SchedulerConfig(**limits),
+        **settings,  # type: ignore[arg-type]
+    )
+    runner = ModelRunner(config)
+    runner.warm_up()
+    outputs: Outputs = {}
+
+    def collect(message: FromEngine) -> None:
+        assert isinstance(message, Progress)
+        for output in message.outputs:
+            outputs.setdefault(output.request_id, []).extend(output.token_ids)
+
+    loop = EngineLoop(Scheduler(config.scheduler), runner, runner.spec.vocab_size, collect)
+    waiting, num_steps = asked.copy(), 0
+    while waiting or loop.has_work:
+        due = waiting if arrive_every == 0 else waiting[: num_steps % arrive_every == 0]
+        loop.handle([AddRequest(r) for r in due])
+        del waiting[: len(due)]
+        if loop.has_work:
+            loop.step()
+        num_steps += 1
+    loop.idle()
+    return outputs, runner
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    make_checkpoint(request.param, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def on_cpu(model: Path) -> Outputs:
+    return run(model, requests(16), linear_kernel="fp32-activations")[0]
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_tokens_are_those_of_the_processor(model: Path, on_cpu: Outputs, cuda_graphs: bool) -> None:
+    actual, _ = run(model, requests(16), arrive_every=3, device="cuda", cuda_graphs=cuda_graphs)
+    assert actual == on_cpu
+
+
+def test_plain_torch_on_the_gpu(model: Path, on_cpu: Outputs) -> None:
+    actual, _ = run(model, requests(16), device="cuda", attention_backend="torch")
+    assert actual == on_cpu
+
+
+def test_in_chunks_and_after_preemption(model: Path, on_cpu: Outputs) -> None:
+    chunked, _ = run(model, requests(16), device="cuda", max_prefill_chunk=7)
+    assert chunked == on_cpu
+    crowded, _ = run(model, requests(16), device="cuda", num_blocks=24)
+    assert crowded == on_cpu
+
+
+def test_sampled_tokens_are_those_of_the_processor(model: Path) -> None:
+    asked = requests(8, temperature=0.9, top_p=0.95, top_k=50, frequency_penalty=0.3)
+    expected, _ = run(model, asked, linear_kernel="fp32-activations")
+    actual, _ = run(model, asked, arrive_every=2, device="cuda")
+    assert actual == expected
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "fp8"])
+def test_sixteen_bits_stay_near_float32(model: Path, kv_cache_dtype: str) -> None:
+    """Greedy tokens of random models soon differ; the first ones mostly do not."""
+    exact, _ = run(model, requests(16, num_tokens=1), linear_kernel="fp32-activations")
+    settings = {"device": "cuda", "dtype": "bfloat16", "kv_cache_dtype": kv_cache_dtype}
+    actual, _ = run(model, requests(16, num_tokens=1), **settings)
+    assert sum(exact[name] == actual[name] for name in exact) >= 12
+
+
+def test_weights_and_cache_lie_on_the_device(model: Path) -> None:
+    before = torch.cuda.memory_allocated()
+    _, runner = run(model, requests(1, num_tokens=1), device="cuda:0", dtype="bfloat16")
+    cache = 512 * 16 * runner.spec.kv_bytes_per_token(2)
+    weights = runner.spec.weight_bytes(2)
+    assert torch.cuda.memory_allocated() - before >= cache + weights
+    assert "on cuda:0" in runner.detail
