@@ -27,6 +27,8 @@ class EngineConfig:
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16`` or ``int8``."""
     tensor_parallel_size: int = 1
     """Ranks that each hold a part of every layer; all but the first are processes of their own."""
+    enable_expert_parallel: bool = False
+    """Each rank holds some of a layer's experts whole, instead of a part of all of them."""
     num_threads: int = 0
     """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()

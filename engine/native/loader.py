@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from engine.native.checkpoint_names import Index, Piece, pieces_of
 from engine.native.parameter import ModelParameter
 from profiles.model_spec import ModelSpecError
 from profiles.model_spec.checkpoint import read_stored_tensors
@@ -59,6 +60,7 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
             point, or unknown to the model.
     """
     wanted = _wanted_tensors(model)
+    elsewhere = _modules_elsewhere(model)
     missing = set(wanted)
     files = _files(directory)
     total = sum(path.stat().st_size for path in files)
@@ -66,12 +68,12 @@ def load_weights(model: nn.Module, directory: Path, *, show_progress: bool = Fal
         for path in files:
             for name, stored in _tensors(path):
                 if name in wanted:
-                    _load(path, name, stored, *wanted[name])
+                    _load(path, stored, *wanted[name])
                     missing.discard(name)
-                elif not _is_harmless(name):
+                elif not (_is_harmless(name) or _is_within(name, elsewhere)):
                     raise WeightLoadingError(
-                        f"{path.name} holds {name}, which a model of this config.json has no use "
-                        "for"
+                        f"{path.name} holds {stored.name}, which a model of this config.json has "
+                        "no use for"
                     )
                 progress(stored.nbytes)
     if missing:
@@ -93,6 +95,20 @@ def _wanted_tensors(model: nn.Module) -> dict[str, tuple[ModelParameter, str]]:
         for part in parameter.parts:
             wanted[f"{prefix}.{part}.{kind}"] = (parameter, part)
     return wanted
+
+
+def _modules_elsewhere(model: nn.Module) -> set[str]:
+    """Names of the modules that only other ranks hold, as their parents say."""
+    return {
+        f"{parent}.{name}"
+        for parent, module in model.named_modules()
+        for name in getattr(module, "elsewhere", ())
+    }
+
+
+def _is_within(name: str, modules: set[str]) -> bool:
+    """Whether a tensor belongs to one of these modules."""
+    return any(name[: dot.start()] in modules for dot in re.finditer(r"\.", name))
 
 
 def _is_harmless(name: str) -> bool:
@@ -127,12 +143,18 @@ def _files(directory: Path) -> list[Path]:
 
 
 class _StoredSlices:
-    """A tensor of an open safetensors file, read slice by slice."""
+    """A tensor of an open safetensors file, or a piece of one, read slice by slice."""
 
-    def __init__(self, file: safe_open, name: str) -> None:
-        self._slices = file.get_slice(name)  # type: ignore[no-untyped-call]
-        self.shape: tuple[int, ...] = tuple(self._slices.get_shape())
-        self.dtype_name: str = self._slices.get_dtype()
+    def __init__(self, name: str, slices: Any, piece: Piece) -> None:
+        self._slices = slices
+        self._piece = piece
+        self.name = name if piece.rows is None else piece.name
+        self.dtype_name: str = slices.get_dtype()
+        shape = tuple(slices.get_shape())
+        if piece.rows is not None:
+            _, first, end = piece.rows
+            shape = (end - first, shape[-1])
+        self.shape: tuple[int, ...] = shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,34 +164,35 @@ class _StoredSlices:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> torch.Tensor:
-        tensor: torch.Tensor = self._slices[index]
-        return tensor
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        tensor: torch.Tensor = self._slices[self._piece.within(index)]
+        return tensor if self._piece.rows is None else tensor[0]
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, _StoredSlices]]:
+    """The model's tensors that a file holds, by the model's names."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                yield name, _StoredSlices(file, name)
+                slices = file.get_slice(name)
+                for piece in pieces_of(name, slices.get_shape()):
+                    yield piece.name, _StoredSlices(name, slices, piece)
     except (SafetensorError, OSError) as error:
         raise WeightLoadingError(
             f"{path} is not a complete safetensors file: {_one_line(error)}"
         ) from None
 
 
-def _load(
-    path: Path, name: str, stored: _StoredSlices, parameter: ModelParameter, part: str
-) -> None:
+def _load(path: Path, stored: _StoredSlices, parameter: ModelParameter, part: str) -> None:
     if stored.dtype_name not in _DTYPES:
         raise WeightLoadingError(
-            f"{name} in {path.name} is stored as {stored.dtype_name} "
+            f"{stored.name} in {path.name} is stored as {stored.dtype_name} "
             f"(supported: {', '.join(_DTYPES)})"
         )
     try:
         parameter.weight_loader(parameter, stored, part)
     except ValueError as error:
-        raise WeightLoadingError(f"{name} in {path.name} {error}") from None
+        raise WeightLoadingError(f"{stored.name} in {path.name} {error}") from None
 
 
 def _one_line(error: Exception) -> str:

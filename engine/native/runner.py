@@ -63,7 +63,8 @@ class ModelRunner:
         check_supported(self.spec)
         _check_max_model_len(self.spec, limits.max_model_len)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        check_divisible(self.spec, ranks.size)
+        by_expert = config.enable_expert_parallel
+        check_divisible(self.spec, ranks.size, by_expert)
         with rank_0_first(ranks):
             self._backend = select_attention_backend(
                 config.attention_backend, dtype, _cache_dtype(config.kv_cache_dtype, dtype)
@@ -75,8 +76,16 @@ class ModelRunner:
                 dtype,
                 config.linear_kernel,
                 ranks.size,
+                expert_parallel=by_expert,
             )
-        self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
+        self._model = build_model(
+            self.spec,
+            limits.max_model_len,
+            self._kernels,
+            dtype,
+            ranks,
+            expert_parallel=by_expert,
+        )
         show_progress = config.show_progress and ranks.rank == 0
         load_weights(self._model, config.model_dir, show_progress=show_progress)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)

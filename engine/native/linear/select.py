@@ -21,7 +21,7 @@ from engine.native.linear.compiled import CompiledLinear
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
-from engine.native.parallel.partition import padded_share
+from engine.native.parallel.partition import mlp_width, padded_share
 from profiles.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,12 @@ class LinearKernels:
     gate_up: LinearKernel
     down: LinearKernel
     head: LinearKernel
+    router: LinearKernel
+    """Of the router of experts; those themselves have ``gate_up`` and ``down``."""
 
     @classmethod
     def all(cls, kernel: LinearKernel) -> LinearKernels:
-        return cls(kernel, kernel, kernel, kernel, kernel)
+        return cls(kernel, kernel, kernel, kernel, kernel, kernel)
 
     @property
     def names(self) -> str:
@@ -90,10 +92,13 @@ def choose_linear_kernels(
     dtype: torch.dtype,
     asked: str,
     num_ranks: int = 1,
+    *,
+    expert_parallel: bool = False,
 ) -> LinearKernels:
     """The implementations for a model whose weights, ``stored`` in a type, are held in ``scheme``.
 
-    Each of ``num_ranks`` holds and multiplies a part of every matrix.
+    Each of ``num_ranks`` holds and multiplies a part of every matrix, or with ``expert_parallel``
+    some of the experts.
 
     Raises:
         ValueError: ``scheme`` or ``asked`` is unknown, or they do not go together.
@@ -110,7 +115,18 @@ def choose_linear_kernels(
     layers = _candidates(scheme, stored, asked)
     # Most of the quality that 4 bits lose would be lost in the head.
     heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
-    return _fastest(spec, layers, heads, num_ranks)
+    router = _router(stored, asked)
+    return _fastest(spec, layers, heads, router, num_ranks, expert_parallel)
+
+
+def _router(stored: torch.dtype, asked: str) -> LinearKernel:
+    """As stored, whatever the scheme: small differences send a token to another expert."""
+    if asked != DenseLinear.name:
+        try:
+            return CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))
+        except KernelBuildError:
+            pass  # which has been said
+    return DenseLinear(torch.float32)
 
 
 def _candidates(scheme: str, stored: torch.dtype, asked: str) -> list[LinearKernel]:
@@ -155,11 +171,16 @@ def _compiled_layouts(scheme: str, stored: torch.dtype) -> dict[str, Layout]:
 
 
 def _fastest(
-    spec: ModelSpec, layers: list[LinearKernel], heads: list[LinearKernel], num_ranks: int
+    spec: ModelSpec,
+    layers: list[LinearKernel],
+    heads: list[LinearKernel],
+    router: LinearKernel,
+    num_ranks: int,
+    expert_parallel: bool,
 ) -> LinearKernels:
     heads_size = spec.num_attention_heads * spec.head_dim // num_ranks
     kv_size = max(1, spec.num_kv_heads // num_ranks) * spec.head_dim
-    hidden, inner = spec.hidden_size, spec.intermediate_size // num_ranks
+    hidden, inner = spec.hidden_size, mlp_width(spec, num_ranks, expert_parallel)
     vocab = padded_share(spec.vocab_size, num_ranks)
 
     def pick(name: str, candidates: list[LinearKernel], outputs: int, inputs: int) -> LinearKernel:
@@ -173,6 +194,7 @@ def _fastest(
         gate_up=pick("gate_up", layers, 2 * inner, hidden),
         down=pick("down", layers, hidden, inner),
         head=pick("head", heads, vocab, hidden),
+        router=router,
     )
 
 

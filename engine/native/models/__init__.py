@@ -20,10 +20,13 @@ def build_model(
     kernels: LinearKernels,
     dtype: torch.dtype,
     ranks: Communicator = SINGLE_RANK,
+    *,
+    expert_parallel: bool = False,
 ) -> DecoderForCausalLM:
     """A model with uninitialized weights, for sequences of up to ``max_model_len`` tokens.
 
     Raises:
         ValueError: its weights cannot be split in the form that the kernels hold them in.
     """
-    return _MODELS[spec.architecture](spec, max_model_len, kernels, dtype, ranks)
+    model = _MODELS[spec.architecture]
+    return model(spec, max_model_len, kernels, dtype, ranks, expert_parallel=expert_parallel)

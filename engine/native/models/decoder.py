@@ -1,4 +1,4 @@
-"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share; a ``ModelSpec`` says how they differ.
+"""The decoder of Llama, Mistral, Mixtral and Qwen 2 and 3; a ``ModelSpec`` says how they differ.
 
 Modules carry the names of the Hugging Face checkpoints, which is how weights find them.
 """
@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.native.attention.backend import AttentionBackend, LayerCache
 from engine.native.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from engine.native.layers.linear import (
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    RowParallelLinear,
-)
+from engine.native.layers.linear import QKVParallelLinear, RowParallelLinear
+from engine.native.layers.mlp import GatedMLP
+from engine.native.layers.moe import SparseMoE
 from engine.native.layers.norm import RMSNorm
 from engine.native.layers.rotary import RotaryEmbedding, rotate
 from engine.native.linear.select import LinearKernels
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
-from profiles.model_spec import ModelSpec
+from profiles.model_spec import LayerSpec, ModelSpec
 
 
 class Attention(nn.Module):
@@ -82,48 +79,37 @@ class Attention(nn.Module):
         return output
 
 
-class GatedMLP(nn.Module):
-    def __init__(
-        self, spec: ModelSpec, kernels: LinearKernels, dtype: torch.dtype, ranks: Communicator
-    ) -> None:
-        super().__init__()
-        self.gate_up_proj = MergedColumnParallelLinear(
-            spec.hidden_size,
-            spec.intermediate_size,
-            kernels.gate_up,
-            ranks,
-            bias=spec.mlp_bias,
-            dtype=dtype,
-        )
-        self.down_proj = RowParallelLinear(
-            spec.intermediate_size,
-            spec.hidden_size,
-            kernels.down,
-            ranks,
-            bias=spec.mlp_bias,
-            dtype=dtype,
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(F.silu(gate) * up)
-        return output
-
-
 class DecoderLayer(nn.Module):
     def __init__(
         self,
         spec: ModelSpec,
-        window: int | None,
+        layer: LayerSpec,
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator,
+        *,
+        expert_parallel: bool,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.self_attn = Attention(spec, window, kernels, dtype, ranks)
+        hidden_size, mlp = spec.hidden_size, layer.mlp
+        self.input_layernorm = RMSNorm(hidden_size, spec.rms_norm_eps, dtype=dtype)
+        self.self_attn = Attention(spec, layer.attention.window, kernels, dtype, ranks)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.mlp = GatedMLP(spec, kernels, dtype, ranks)
+        self.mlp: GatedMLP | SparseMoE
+        if mlp.num_experts:
+            self.mlp = SparseMoE(
+                hidden_size,
+                mlp,
+                kernels,
+                dtype,
+                ranks,
+                norm_topk_prob=spec.norm_topk_prob,
+                expert_parallel=expert_parallel,
+            )
+        else:
+            self.mlp = GatedMLP(
+                hidden_size, mlp.intermediate_size, kernels, dtype, ranks, bias=spec.mlp_bias
+            )
 
     def forward(
         self,
@@ -145,13 +131,16 @@ class Decoder(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator,
+        *,
+        expert_parallel: bool,
     ) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(
             spec.vocab_size, spec.hidden_size, kernels.head, ranks
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(spec, window, kernels, dtype, ranks) for window in spec.sliding_window
+            DecoderLayer(spec, layer, kernels, dtype, ranks, expert_parallel=expert_parallel)
+            for layer in spec.layers
         )
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
         self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len)
@@ -173,7 +162,8 @@ class Decoder(nn.Module):
 
 class DecoderForCausalLM(nn.Module):
     """Token ids → hidden states → logits; the two halves are apart so that only rows that
-    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix."""
+    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix, or
+    with ``expert_parallel`` some of the experts whole."""
 
     def __init__(
         self,
@@ -182,9 +172,13 @@ class DecoderForCausalLM(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator = SINGLE_RANK,
+        *,
+        expert_parallel: bool = False,
     ) -> None:
         super().__init__()
-        self.model = Decoder(spec, max_model_len, kernels, dtype, ranks)
+        self.model = Decoder(
+            spec, max_model_len, kernels, dtype, ranks, expert_parallel=expert_parallel
+        )
         if spec.tie_word_embeddings:
             self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
         else:

@@ -39,7 +39,11 @@ class TensorParallelExecutor:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        check_divisible(ModelSpec.from_directory(config.model_dir), config.tensor_parallel_size)
+        check_divisible(
+            ModelSpec.from_directory(config.model_dir),
+            config.tensor_parallel_size,
+            config.enable_expert_parallel,
+        )
         self._num_ranks = config.tensor_parallel_size
         self._limits = config.scheduler
         self._previous = StepResult()
