@@ -92,6 +92,7 @@ def native_config(
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,
         tensor_parallel_size=sized.candidate.tensor_parallel_size,
+        enable_expert_parallel=bool(pins.enable_expert_parallel),
         num_threads=options.num_threads,
         cpus=options.cpus,
         attention_backend=options.attention_backend,

@@ -43,6 +43,7 @@ class Pins:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     replicas: int | None = None
+    enable_expert_parallel: bool | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -348,9 +349,12 @@ def _emulated(weights: tuple[str, Verdict], kv: tuple[str, Verdict]) -> str:
 def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iterator[_Layout]:
     """Splits over the devices that the model and the pins allow."""
     pins, spec = question.pins, question.spec
+    by_expert = bool(pins.enable_expert_parallel)
+    if by_expert and not any(layer.mlp.num_experts for layer in spec.layers):
+        raise PinError("enable_expert_parallel: the model has no experts")
     any_layout = False
     for tp in _sizes(pins.tensor_parallel_size, group.count):
-        reason = why_not_tensor_parallel(spec, tp)
+        reason = why_not_tensor_parallel(spec, tp, expert_parallel=by_expert)
         if reason is None and tp > 1:
             reason = _why_not_linked(group, tp)
         if reason is not None:
@@ -407,7 +411,8 @@ def _keeps_groups(
         PinError: they cannot, and the user has decided on both.
     """
     size = layout.tensor_parallel_size
-    reason = why_not_in_groups(question.spec, scheme.group_size, size)
+    by_expert = bool(question.pins.enable_expert_parallel)
+    reason = why_not_in_groups(question.spec, scheme.group_size, size, expert_parallel=by_expert)
     if reason is None:
         return True
     if question.pins.tensor_parallel_size and question.pins.quantization:

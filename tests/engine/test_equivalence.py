@@ -19,7 +19,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerStats
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import FAMILIES, make_checkpoint
 
 NUM_TOKENS = 64
 MAX_MODEL_LEN = 192
@@ -40,7 +40,7 @@ class Variant:
         return "-".join(astuple(self))
 
 
-PLAIN = [Variant(family) for family in ("llama", "qwen2", "qwen3", "mistral")]
+PLAIN = [Variant(family) for family in FAMILIES]
 SMALL = [
     Variant("llama", "none", "bfloat16"),
     Variant("qwen3", "int8", "bfloat16", "int8-activations"),
@@ -48,6 +48,8 @@ SMALL = [
     Variant("mistral", "int8", "float32", "fp32-activations"),
     Variant("llama", "int4", "int8", "int8-activations"),
     Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
+    Variant("qwen3_moe", "int8", "bfloat16", "int8-activations"),
+    Variant("mixtral", "int4", "int8", "int8-activations"),
 ]
 
 
