@@ -144,14 +144,14 @@ class Experts(nn.Module):
 
         An expert takes all of its tokens at once.
         """
-        num_tokens, per_token = experts.shape
-        outputs = hidden.new_zeros(num_tokens * per_token, hidden.shape[1], dtype=torch.float32)
+        per_token, hidden_size = experts.shape[1], hidden.shape[1]
+        outputs = hidden.new_zeros(experts.numel(), hidden_size, dtype=torch.float32)
         for expert, places in places_by_expert(experts, self.num_experts):
             if expert in self._held:
                 rows = hidden.index_select(0, places // per_token)
                 output = self._held[expert].partial_sums(rows)
                 outputs.index_copy_(0, places, output.float())
-        return outputs.view(num_tokens, per_token, -1)
+        return outputs.view(*experts.shape, hidden_size)
 
 
 def places_by_expert(experts: Tensor, num_experts: int) -> Iterator[tuple[int, Tensor]]:
