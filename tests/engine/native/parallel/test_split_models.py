@@ -130,7 +130,7 @@ def test_a_scale_for_each_output_is_one_for_each_rank_s_part_of_it(tmp_path: Pat
 
 def test_a_split_through_a_group_of_weights_is_one_clear_line(tmp_path: Path) -> None:
     directory = make_checkpoint("llama", tmp_path)
-    with pytest.raises(ValueError, match="112 inputs split over 2 ranks are 56 each") as refusal:
+    with pytest.raises(ValueError, match="96 inputs split over 2 ranks are 48 each") as refusal:
         logits(directory, 2, quantization="int4")
     assert "\n" not in str(refusal.value)
 
@@ -174,7 +174,7 @@ def test_each_rank_holds_its_slice_of_every_matrix(tmp_path: Path) -> None:
         assert torch.equal(
             model.get_parameter(f"{layer}.self_attn.qkv_proj.weight"), torch.cat(qkv)
         )
-        rows = slice(28 * rank, 28 * rank + 28)
+        rows = slice(24 * rank, 24 * rank + 24)
         gate_up = [stored[f"{layer}.mlp.{part}_proj.weight"][rows] for part in ("gate", "up")]
         assert torch.equal(
             model.get_parameter(f"{layer}.mlp.gate_up_proj.weight"), torch.cat(gate_up)
@@ -240,7 +240,7 @@ def test_a_tensor_of_another_shape_is_refused_whatever_the_slice(tmp_path: Path)
     name = "model.layers.0.mlp.down_proj.weight"
     tensors[name] = torch.zeros(64, 113)
     save_file(tensors, path)
-    with pytest.raises(loader.WeightLoadingError, match=rf"{name} .* asks for \[64, 112\]"):
+    with pytest.raises(loader.WeightLoadingError, match=rf"{name} .* asks for \[64, 96\]"):
         shard(directory, 0, 2)
 
 
