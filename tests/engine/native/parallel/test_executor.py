@@ -38,8 +38,14 @@ VARIED = [
 ]
 
 
-def config_for(directory: Path, size: int) -> EngineConfig:
-    return EngineConfig(directory, LIMITS, num_threads=1, tensor_parallel_size=size)
+def config_for(directory: Path, size: int, *, by_expert: bool = False) -> EngineConfig:
+    return EngineConfig(
+        directory,
+        LIMITS,
+        num_threads=1,
+        tensor_parallel_size=size,
+        enable_expert_parallel=by_expert,
+    )
 
 
 def run_to_the_end(
@@ -113,6 +119,16 @@ def test_tokens_are_those_of_one_rank(
 ) -> None:
     assert run_to_the_end(executor, [GREEDY]) == run_to_the_end(one_rank, [GREEDY])
     assert run_to_the_end(executor, VARIED) == run_to_the_end(one_rank, VARIED)
+
+
+def test_ranks_that_divide_the_experts_say_the_same(tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path)
+    executor = TensorParallelExecutor(config_for(directory, 2, by_expert=True))
+    expected = run_to_the_end(ModelRunner(config_for(directory, 1)), VARIED)
+    assert run_to_the_end(executor, VARIED) == expected
+    executor.close()
+    with pytest.raises(ModelSpecError, match="10 experts cannot be divided among 4 ranks"):
+        TensorParallelExecutor(config_for(directory, 4, by_expert=True))
 
 
 @pytest.fixture(scope="module")
