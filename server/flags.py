@@ -84,7 +84,7 @@ Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1
 EnableExpertParallel = Annotated[
     bool | None,
     typer.Option(
-        "--enable-expert-parallel",
+        "--enable-expert-parallel/--no-enable-expert-parallel",
         help="Divide the experts among the devices that split the layers, instead of each expert.",
     ),
 ]
