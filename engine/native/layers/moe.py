@@ -142,7 +142,8 @@ class Experts(nn.Module):
     def _outputs(self, hidden: Tensor, experts: Tensor) -> Tensor:
         """Of each token's experts: float32 [n, per token, hidden_size], 0 of those elsewhere.
 
-        An expert takes all of its tokens at once.
+        All that depends on how experts are multiplied: here one after the other, each with all of
+        its tokens at once.
         """
         per_token, hidden_size = experts.shape[1], hidden.shape[1]
         outputs = hidden.new_zeros(experts.numel(), hidden_size, dtype=torch.float32)

@@ -152,6 +152,25 @@ def test_a_router_takes_ties_and_every_expert_as_well() -> None:
     assert torch.equal(shares, torch.full((3, NUM_EXPERTS), 0.1))
 
 
+def test_routes_are_the_same_in_any_batch() -> None:
+    """With as many experts as real models have, and rows that two threads share."""
+    kernel = kernels("none", "fp32-activations").router
+    router = Router(HIDDEN, 128, 8, kernel, norm_topk_prob=True)
+    router.weight_loader(router.weight, random(128, HIDDEN, seed=2) * 0.1, "")
+    hidden = random(700, HIDDEN, seed=4)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        experts, shares = router(hidden)
+        torch.set_num_threads(1)
+        alone = [router(row) for row in hidden.split(1)]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(experts, torch.cat([chosen for chosen, _ in alone]))
+    assert torch.equal(shares, torch.cat([share for _, share in alone]))
+    assert (experts.diff(dim=-1) > 0).all()
+
+
 def test_places_are_grouped_by_expert_and_stay_in_order() -> None:
     experts = torch.tensor([[1, 4], [0, 4], [1, 3]])
     places = {expert: where.tolist() for expert, where in places_by_expert(experts, 6)}

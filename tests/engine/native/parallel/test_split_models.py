@@ -118,6 +118,16 @@ def test_groups_of_weights_stay_whole_and_so_keep_their_values(scheme: str, tmp_
     assert largest_difference(logits(directory, 2, **fields)[0], expected) < 1e-4
 
 
+def test_experts_that_are_not_split_need_no_whole_groups(tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path, moe_intermediate_size=48)
+    fields = {"quantization": "int4", "linear_kernel": "fp32-activations"}
+    (expected,) = logits(directory, 1, **fields)
+    by_expert = logits(directory, 2, enable_expert_parallel=True, **fields)
+    assert largest_difference(by_expert[0], expected) < 1e-4
+    with pytest.raises(ValueError, match="48 inputs split over 2 ranks are 24 each"):
+        logits(directory, 2, **fields)
+
+
 def test_a_scale_for_each_output_is_one_for_each_rank_s_part_of_it(tmp_path: Path) -> None:
     """Finer than in one rank, so the numbers differ; they lie no farther from the true ones."""
     directory = make_checkpoint("qwen2", tmp_path)
