@@ -57,9 +57,9 @@ def pieces_of(name: str, shape: Sequence[int]) -> list[Piece]:
     prefix, matrix = stacked.groups()
     num_experts, num_outputs, _ = shape
     parts = _STACKED[matrix]
-    size = num_outputs // len(parts)
+    bounds = [num_outputs * i // len(parts) for i in range(len(parts) + 1)]
     return [
-        Piece(f"{prefix}.{expert}.{part}.weight", (expert, i * size, (i + 1) * size))
+        Piece(f"{prefix}.{expert}.{part}.weight", (expert, first, end))
         for expert in range(num_experts)
-        for i, part in enumerate(parts)
+        for part, first, end in zip(parts, bounds[:-1], bounds[1:], strict=True)
     ]

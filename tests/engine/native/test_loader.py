@@ -117,6 +117,11 @@ STACK = "model.layers.2.mlp.experts.gate_up_proj"
             lambda t: t.update({STACK: torch.zeros(6, 191, 64)}),
             r"2.mlp.experts.0.gate_proj.weight in .* has shape \[95, 64\], .* asks for \[96, 64\]",
         ),
+        (
+            True,
+            lambda t: t.update({STACK: torch.zeros(6, 193, 64)}),
+            r"experts.0.up_proj.weight in .* has shape \[97, 64\], .* asks for \[96, 64\]",
+        ),
         (True, lambda t: t.update({STACK: torch.zeros(6, 64)}), f"holds {STACK}, which .* no use"),
     ],
 )
