@@ -34,6 +34,8 @@ class EngineConfig:
     """Stages, each so many ranks, that the layers are divided among."""
     stage_layers: tuple[int, ...] = ()
     """Layers of each stage; empty divides them evenly."""
+    enable_expert_parallel: bool = False
+    """Each rank holds some of a layer's experts whole, instead of a part of all of them."""
     num_threads: int = 0
     """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()

@@ -100,6 +100,7 @@ def native_config(
         tensor_parallel_size=sized.candidate.tensor_parallel_size,
         pipeline_parallel_size=sized.candidate.pipeline_parallel_size,
         stage_layers=sized.stage_layers,
+        enable_expert_parallel=bool(pins.enable_expert_parallel),
         num_threads=options.num_threads,
         cpus=options.cpus,
         attention_backend=options.attention_backend,

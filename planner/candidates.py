@@ -49,6 +49,7 @@ class Pins:
     stage_layers: tuple[int, ...] | None = None
     """Layers of each stage, where the stages' devices differ; goes with the number of stages."""
     replicas: int | None = None
+    enable_expert_parallel: bool | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -400,9 +401,12 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
     """Splits over the devices that the model and the pins allow."""
     pins, spec = question.pins, question.spec
     _check_stage_layers(pins, spec)
+    by_expert = bool(pins.enable_expert_parallel)
+    if by_expert and not spec.has_experts:
+        raise PinError("enable_expert_parallel: the model has no experts")
     any_layout = False
     for tp in _sizes(pins.tensor_parallel_size, group.count):
-        reason = why_not_tensor_parallel(spec, tp)
+        reason = why_not_tensor_parallel(spec, tp, expert_parallel=by_expert)
         if reason is None and tp > 1:
             reason = _why_not_linked(group, tp)
         if reason is not None:
@@ -481,9 +485,9 @@ def _keeps_groups(
         PinError: they cannot, and the user has decided on both.
     """
     size = layout.tensor_parallel_size
-    stored = question.spec.quantization
+    stored, by_expert = question.spec.quantization, bool(question.pins.enable_expert_parallel)
     group_size = scheme.group_size if stored is None else stored.group_size or 0
-    reason = why_not_in_groups(question.spec, group_size, size)
+    reason = why_not_in_groups(question.spec, group_size, size, expert_parallel=by_expert)
     if reason is None:
         return True
     if question.pins.tensor_parallel_size and (stored or question.pins.quantization):

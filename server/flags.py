@@ -89,6 +89,13 @@ StageLayers = Annotated[
     ),
 ]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1)]
+EnableExpertParallel = Annotated[
+    bool | None,
+    typer.Option(
+        "--enable-expert-parallel/--no-enable-expert-parallel",
+        help="Divide the experts among the devices that split the layers, instead of each expert.",
+    ),
+]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens of prompt and output together.", min=1)
 ]

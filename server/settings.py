@@ -25,6 +25,7 @@ class EngineFlags:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     replicas: int | None = None
+    enable_expert_parallel: bool | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -71,7 +72,7 @@ def engine_pins(options: EngineFlags) -> Pins:
     """
     pinned = {name: getattr(options, name) for name in EngineFlags.__slots__}
     for name, value in pinned.items():
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     if not isinstance(options, ServeOptions):
         return Pins(**pinned)

@@ -17,6 +17,7 @@ from engine.native.kernels.library import (
     load_library,
     pointer,
 )
+from engine.native.layers.mlp import GatedMLP
 from engine.native.layers.norm import RMSNorm
 from engine.native.linear.compiled import PackedParameter
 from engine.native.memory import lazy_zeros
@@ -76,8 +77,10 @@ class CompiledForward:
 
     @staticmethod
     def suits(spec: ModelSpec) -> bool:
-        """Whether gate and up projection lie side by side, see ``linear.h``: whole panels each."""
-        return spec.intermediate_size % (2 * load_library().vector_lanes) == 0
+        """Whether all layers are dense, and gate and up projection lie side by side, see
+        ``linear.h``: whole panels each."""
+        lanes = load_library().vector_lanes
+        return not spec.has_experts and spec.intermediate_size % (2 * lanes) == 0
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
         num_tokens, pipeline = len(inputs.token_ids), self._pipeline
@@ -135,6 +138,7 @@ class CompiledForward:
 
 def _layer(layer: modules.DecoderLayer, cache: LayerCache) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
+    assert isinstance(mlp, GatedMLP)
     return DecoderLayer(
         input_norm=_norm(layer.input_layernorm),
         post_attention_norm=_norm(layer.post_attention_layernorm),

@@ -88,7 +88,7 @@ class ModelRunner:
         rank = pipeline.rank * ranks.size + ranks.rank  # as ``place_of`` counts
         self._device = open_device(config.device, rank)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        check_divisible(self.spec, ranks.size)
+        check_divisible(self.spec, ranks.size, config.enable_expert_parallel)
         stage = stage_of(self.spec, pipeline.rank, pipeline.size, config.stage_layers)
         with rank_0_first(ranks), rank_0_first(pipeline):
             self._backend = select_attention_backend(
@@ -101,7 +101,13 @@ class ModelRunner:
         self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
             self._model = build_model(
-                self.spec, limits.max_model_len, self._kernels, dtype, ranks, stage
+                self.spec,
+                limits.max_model_len,
+                self._kernels,
+                dtype,
+                ranks,
+                stage,
+                expert_parallel=config.enable_expert_parallel,
             )
         self._fill_model(config, show_progress=config.show_progress and rank == 0)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
@@ -128,7 +134,13 @@ class ModelRunner:
             return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
         stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
         return choose_linear_kernels(
-            self.spec, config.quantization, stored, dtype, config.linear_kernel, ranks.size
+            self.spec,
+            config.quantization,
+            stored,
+            dtype,
+            config.linear_kernel,
+            ranks.size,
+            expert_parallel=config.enable_expert_parallel,
         )
 
     def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
@@ -157,8 +169,9 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        # Not every kind of collective can be captured.
-        if self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1:
+        # Not every kind of collective can be captured, nor experts, which the host looks up.
+        can_capture = ranks.size == 1 and not self.spec.has_experts
+        if self._device.type == "cuda" and config.cuda_graphs and can_capture:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 

@@ -166,6 +166,30 @@ def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> Non
         assert decision.settings.tensor_parallel_size == expected
 
 
+def test_experts_are_divided_by_a_flag_or_a_plan_file(tmp_path: Path) -> None:
+    model = find_known_model("Qwen3-30B-A3B")
+    machine = replace(MACHINE, available_bytes=22 * GIB)
+
+    def decided(plan: Plan | None = None, **flags: object) -> Decision:
+        options = ServeOptions(**flags)  # type: ignore[arg-type]
+        return decide_native(options, model.name, Path("/model"), model.spec, machine, plan)
+
+    flags = {"tensor_parallel_size": 2, "max_model_len": 2048, "quantization": "int4"}
+    for decision, expected in (
+        (decided(**flags), False),
+        (decided(**flags, enable_expert_parallel=True), True),
+    ):
+        assert isinstance(decision.config, EngineConfig)
+        assert decision.config.enable_expert_parallel is expected
+        assert decision.settings.enable_expert_parallel is expected
+        path = tmp_path / "plan.json"
+        path.write_text(decision.plan.to_json())
+        again = decided(read_plan(path))
+        assert isinstance(again.config, EngineConfig)
+        assert again.config.enable_expert_parallel is expected
+    assert plan_words.decision(decision.settings).endswith("tensor and expert parallel 2")
+
+
 NO_COMPILER = replace(MACHINE, has_compiler=False)
 
 

@@ -22,6 +22,8 @@ def build_model(
     dtype: torch.dtype,
     ranks: Communicator = SINGLE_RANK,
     stage: Stage | None = None,
+    *,
+    expert_parallel: bool = False,
 ) -> DecoderForCausalLM:
     """A model with uninitialized weights, for sequences of up to ``max_model_len`` tokens.
 
@@ -30,4 +32,5 @@ def build_model(
     Raises:
         ValueError: its weights cannot be split in the form that the kernels hold them in.
     """
-    return _MODELS[spec.architecture](spec, max_model_len, kernels, dtype, ranks, stage)
+    model = _MODELS[spec.architecture]
+    return model(spec, max_model_len, kernels, dtype, ranks, stage, expert_parallel=expert_parallel)

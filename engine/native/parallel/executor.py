@@ -49,7 +49,7 @@ class ParallelExecutor:
 
     def __init__(self, config: EngineConfig) -> None:
         spec, num_stages = ModelSpec.from_directory(config.model_dir), config.pipeline_parallel_size
-        check_divisible(spec, config.tensor_parallel_size)
+        check_divisible(spec, config.tensor_parallel_size, config.enable_expert_parallel)
         stage_of(spec, 0, num_stages, config.stage_layers)
         self._config = config
         self._in_flight: deque[_Submitted] = deque()

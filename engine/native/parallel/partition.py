@@ -111,12 +111,25 @@ def kv_heads_of(num_kv_heads: int, rank: int, size: int) -> slice:
     return slice(head, head + 1)
 
 
-def check_divisible(spec: ModelSpec, size: int) -> None:
-    """Refuses to split a model where heads or widths are left over.
+def mlp_width(spec: ModelSpec, size: int, expert_parallel: bool) -> int:
+    """Channels that a rank has of an expert, or of a dense layer where there are no experts."""
+    experts = {layer.mlp.expert_intermediate_size for layer in spec.layers} - {0}
+    if not experts:
+        return spec.intermediate_size // size
+    return max(experts) // (1 if expert_parallel else size)
+
+
+def check_divisible(spec: ModelSpec, size: int, expert_parallel: bool = False) -> None:
+    """Refuses to split a model where heads, widths or experts are left over.
 
     Raises:
         ModelSpecError: one line with the number that is not divisible.
     """
     divided("attention heads", spec.num_attention_heads, size)
-    divided("channels of the MLP", spec.intermediate_size, size)
+    for mlp in {layer.mlp for layer in spec.layers}:
+        divided("channels of the MLP", mlp.intermediate_size, size)
+        if expert_parallel:
+            divided("experts", mlp.num_experts, size)
+        else:
+            divided("channels of an expert", mlp.expert_intermediate_size, size)
     kv_heads_of(spec.num_kv_heads, 0, size)

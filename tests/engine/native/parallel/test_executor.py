@@ -49,13 +49,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def config_for(directory: Path, size: int, stages: int = 1) -> EngineConfig:
+def config_for(
+    directory: Path, size: int, stages: int = 1, *, by_expert: bool = False
+) -> EngineConfig:
     return EngineConfig(
         directory,
         LIMITS,
         num_threads=1,
         tensor_parallel_size=size,
         pipeline_parallel_size=stages,
+        enable_expert_parallel=by_expert,
     )
 
 
@@ -130,6 +133,21 @@ def test_tokens_are_those_of_one_rank(pair: Pair) -> None:
     executor, one_rank = pair
     assert run_to_the_end(executor, [GREEDY]) == run_to_the_end(one_rank, [GREEDY])
     assert run_to_the_end(executor, VARIED) == run_to_the_end(one_rank, VARIED)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_ranks_that_divide_the_experts_say_the_same(stages: int, tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path)
+    executor = ParallelExecutor(config_for(directory, 2, stages, by_expert=True))
+    expected = run_to_the_end(ModelRunner(config_for(directory, 1)), VARIED)
+    assert run_to_the_end(executor, VARIED) == expected
+    executor.close()
+
+
+def test_experts_that_ranks_cannot_divide_are_one_clear_line(tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path)
+    with pytest.raises(ModelSpecError, match="10 experts cannot be divided among 4 ranks"):
+        ParallelExecutor(config_for(directory, 4, by_expert=True))
 
 
 @pytest.fixture(scope="module")

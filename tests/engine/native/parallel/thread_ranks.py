@@ -73,6 +73,12 @@ class ThreadPipeline:
         self._meeting.barrier.wait()
 
 
+def consecutive_stages(num_stages: int) -> list[ThreadPipeline]:
+    """Of a pipeline that one thread runs, stage by stage; the last one first."""
+    links: list[SimpleQueue[Tensor]] = [SimpleQueue() for _ in range(num_stages)]
+    return [ThreadPipeline(rank, links, _Meeting(1)) for rank in range(num_stages)]
+
+
 def on_ranks(size: int, work: Callable[[ThreadRank], _T]) -> list[_T]:
     """What ``work`` comes to on each of ``size`` ranks; raises what any of them raises."""
     return on_grid(size, 1, lambda ranks, pipeline: work(ranks))
