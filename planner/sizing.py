@@ -34,6 +34,8 @@ _CPU_STEP_S = 0.5
 """Longest step that a running request should have to wait for its next token on a CPU."""
 _CPU_MOST_TOKENS = 512
 """Beyond this the matrix products gain nothing from more rows on a CPU."""
+CPU_BLOCK_SIZE = 32
+"""Tokens in a KV block on a CPU: with 16 the native engine reads its cache 10 % slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,20 +271,22 @@ def _size_with_defaults(question: Question, candidate: Candidate, group: DeviceG
 def default_limits(question: Question, candidate: Candidate) -> list[Limits]:
     """Limits to try first, the roomiest first; what the user pinned stays.
 
-    For vLLM its own defaults (256 sequences, 2048 tokens); for a CPU 64 sequences and as many
-    tokens as keep a step near half a second.
+    For vLLM its own defaults (256 sequences, 2048 tokens, blocks of 16); for a CPU 64 sequences, as
+    many tokens as keep a step near half a second, and blocks of ``CPU_BLOCK_SIZE``.
     """
     pins = question.pins
     spec = question.spec
     length = pins.max_model_len or spec.max_model_len
     if candidate.profile.is_cpu:
         choices = [(64, cpu_token_budget(candidate, spec.num_active_parameters)), (8, 64)]
+        block_size = CPU_BLOCK_SIZE
     else:
         choices = [(256, 2048), (64, 1024), (16, 512)]
+        block_size = 16
     limits = []
     for seqs, tokens in choices:
         seqs, tokens = _pinned(pins.max_num_seqs, pins.max_num_batched_tokens, seqs, tokens)
-        limits.append(Limits(seqs, tokens, length, pins.block_size or 16))
+        limits.append(Limits(seqs, tokens, length, pins.block_size or block_size))
     return list(dict.fromkeys(limits))
 
 

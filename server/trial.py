@@ -23,7 +23,7 @@ from loadtest.workload import random_tokens
 from planner.candidates import Candidate
 from planner.host import HostOverheads
 from planner.simulate import simulate
-from planner.sizing import step_time_model
+from planner.sizing import CPU_BLOCK_SIZE, step_time_model
 from planner.workload import Ask, Workload
 from profiles.accelerator import AcceleratorProfile, DeviceGroup
 from profiles.latency import RequestTimes
@@ -78,10 +78,9 @@ class TrialServer:
 
 def trial_config(max_model_len: int, num_kv_tokens: int) -> SchedulerConfig:
     """The planner's limits for a processor, with a cache that a trial fits into."""
-    block_size = 16
     return SchedulerConfig(
-        num_blocks=max(max_model_len, num_kv_tokens) // block_size + 1,
-        block_size=block_size,
+        num_blocks=max(max_model_len, num_kv_tokens) // CPU_BLOCK_SIZE + 1,
+        block_size=CPU_BLOCK_SIZE,
         max_num_seqs=64,
         max_num_batched_tokens=512,
         max_model_len=max_model_len,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planner.candidates import PinError, Question
 from planner.choose import make_plan
 from planner.plan import Settings
-from planner.sizing import Sized, size_all, weight_format
+from planner.sizing import CPU_BLOCK_SIZE, Sized, size_all, weight_format
 from profiles.accelerator import DeviceGroup, Figure, LinearRate, Provenance, ProvenanceKind
 from profiles.catalog import load_catalog
 from profiles.hardware import cpu_profile
@@ -226,7 +226,7 @@ def test_experts_are_quantized_and_their_router_is_not(scheme: str) -> None:
 def test_scales_of_the_kv_cache_are_counted(kv_cache_dtype: str, num_bytes: float) -> None:
     found = sized(kv_cache_dtype=kv_cache_dtype, quantization="int8")
     elements = 32 * 2 * 8 * 128  # layers, key and value, heads, size of a head
-    assert found.ledger.kv_block_bytes == 16 * elements * num_bytes
+    assert found.ledger.kv_block_bytes == CPU_BLOCK_SIZE * elements * num_bytes
     assert found.model.cost.kv_bytes_per_token == (elements * num_bytes,)
 
 

@@ -249,7 +249,7 @@ def test_a_plan_that_was_made_when_the_cache_followed_the_activations_is_still_r
 @pytest.mark.parametrize("flags", [{"max_model_len": 20}, {"num_kv_blocks": 2}])
 def test_a_short_context_is_planned_for_short_requests(flags: dict[str, int]) -> None:
     config = native(**flags).config
-    assert config.max_model_len == flags.get("max_model_len", 32)
+    assert config.max_model_len == flags.get("max_model_len", 64)
 
 
 def test_memory_that_others_hold_is_respected() -> None:

@@ -53,7 +53,7 @@ def test_the_server_gets_the_limits_that_its_simulation_gets() -> None:
     assert model == "model"
     given = dict(zip(flags[::2], flags[1::2], strict=True))
     assert (given["--quantization"], given["--kv-cache-dtype"]) == ("int8", "bfloat16")
-    assert given["--num-kv-blocks"] == str(config.num_blocks) == "513"
+    assert given["--num-kv-blocks"] == str(config.num_blocks) == "257"
     assert given["--max-num-seqs"] == str(config.max_num_seqs)
     assert given["--max-num-batched-tokens"] == str(config.max_num_batched_tokens)
     assert given["--speculative-tokens"] == "0"

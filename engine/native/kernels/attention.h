@@ -27,26 +27,40 @@ constexpr float NOTHING = -1e30f;  // maximum before anything was seen; finite, 
 
 // ------------------------------------------------------------------ storing
 
-// The row that the value of the token at `offset` starts in, or shares with others.
+// Where the key of a token begins, and how far apart its dimensions lie.
 template <typename T>
-int64_t value_row(const Cache& cache, int64_t block, int offset) {
-  return block * block_rows(cache) + offset / Arithmetic<T>::TERMS * Arithmetic<T>::TERMS;
+int64_t key_at(const Cache& cache, const Heads& heads, int64_t block, int offset, int head) {
+  return step_at(block, cache.block_lanes, offset, heads.num_kv_heads, head, heads.head_dim) +
+         offset % STEP_LANES * Arithmetic<T>::TERMS;
+}
+template <typename T>
+int key_stride(const Cache& cache, int offset) {
+  return step_tokens(cache.block_lanes, offset) * Arithmetic<T>::TERMS;
+}
+
+// Where the row begins that holds the value of a token, alone or with others.
+template <typename T>
+int64_t value_at(const Cache& cache, const Heads& heads, int64_t block, int offset, int head) {
+  constexpr int TERMS = Arithmetic<T>::TERMS;
+  const int dim = heads.head_dim;
+  return step_at(block, block_rows(cache), offset, heads.num_kv_heads, head, dim) +
+         offset % STEP_LANES / TERMS * TERMS * dim;
 }
 
 // Writes a token's key and value of one head to their slot.
 template <typename T>
 void store_token(const Batch& batch, const Cache& cache, const Heads& heads, int token, int h) {
   const int64_t slot = batch.slot_mapping[token];
-  const int64_t at = slot / cache.block_size * heads.num_kv_heads + h;
+  const int64_t block = slot / cache.block_size;
   const int offset = slot % cache.block_size, dim = heads.head_dim;
   const float* key = heads.key + token * heads.key_stride + int64_t(h) * dim;
   const float* value = heads.value + token * heads.value_stride + int64_t(h) * dim;
-  const int64_t scale = at * cache.block_lanes + offset;
+  const int64_t scale = (block * heads.num_kv_heads + h) * cache.block_lanes + offset;
   constexpr int TERMS = Arithmetic<T>::TERMS;
-  T* keys = static_cast<T*>(cache.keys) + at * dim * cache.block_lanes + offset * TERMS;
+  T* keys = static_cast<T*>(cache.keys) + key_at<T>(cache, heads, block, offset, h);
   T* values =
-      static_cast<T*>(cache.values) + value_row<T>(cache, at, offset) * dim + offset % TERMS;
-  store_head<TERMS>(key, dim, keys, cache.block_lanes * TERMS,
+      static_cast<T*>(cache.values) + value_at<T>(cache, heads, block, offset, h) + offset % TERMS;
+  store_head<TERMS>(key, dim, keys, key_stride<T>(cache, offset),
                     SCALED<T> ? cache.key_scales + scale : nullptr);
   store_head<1>(value, dim, values, TERMS, SCALED<T> ? cache.value_scales + scale : nullptr);
 }
@@ -96,13 +110,15 @@ struct Scratch {
   std::vector<float> query;  // of one row
   std::vector<typename Arithmetic<T>::Factor> queries, weights;
   std::vector<vec> scores;
-  Softmax part, all;
+  std::vector<Softmax> part, all;  // of each head
+  Softmax merged;
 };
 
 // A vector of consecutive tokens of one block.
 template <typename T>
 struct Tokens {
   const T *keys, *values;
+  int key_stride;
   const float *key_scales, *value_scales;
   int first, count;  // position of the first, and how many a tile sees of it at most
 };
@@ -130,7 +146,8 @@ class TileAttention {
         heads_(heads),
         scratch_(scratch),
         queries_(&division.queries[tile.first]),
-        kv_head_(tile.kv_head),
+        first_head_(tile.first_head),
+        tile_heads_(tile.num_heads),
         group_(heads.num_heads / heads.num_kv_heads),
         num_rows_(tile.count * group_),
         end_(queries_[tile.count - 1].position + 1),
@@ -140,59 +157,69 @@ class TileAttention {
   void load_queries() {
     const float scale = 1.0f / std::sqrt(float(dim()));
     scratch_.query.assign(padded_dim(), 0.0f);
-    scratch_.queries.resize(num_rows_ * query_factors());
+    scratch_.queries.resize(tile_heads_ * num_rows_ * query_factors());
     scratch_.scores.resize(num_rows_ * STEP_VECTORS);
     scratch_.weights.resize(num_rows_ * STEP_FACTORS);
     float* query = scratch_.query.data();
-    for (int row = 0; row < num_rows_; row++) {
-      const float* from = heads_.query + offset_in_batch(row, heads_.query_stride);
-      Factor* to = scratch_.queries.data() + row * query_factors();
-      for (int d = 0; d < dim(); d++) query[d] = from[d] * scale;
-      for (int d = 0; d < padded_dim(); d += 2 * LANES)
-        Products::store_factors(load(query + d), load(query + d + LANES), to + d / TERMS);
-    }
+    Factor* to = scratch_.queries.data();
+    for (int head = 0; head < tile_heads_; head++)
+      for (int row = 0; row < num_rows_; row++, to += query_factors()) {
+        const float* from = heads_.query + offset_in_batch(head, row, heads_.query_stride);
+        for (int d = 0; d < dim(); d++) query[d] = from[d] * scale;
+        for (int d = 0; d < padded_dim(); d += 2 * LANES)
+          Products::store_factors(load(query + d), load(query + d + LANES), to + d / TERMS);
+      }
   }
 
-  // `after` is what is read after this part.
-  void run_part(int part, const Step<T>& after, Softmax& to) {
-    to.reset(num_rows_, num_vecs());
+  // `after` is what is read after this part; `to` is a softmax for each head.
+  void run_part(int part, const Step<T>& after, Softmax* to) {
+    for (int head = 0; head < tile_heads_; head++) to[head].reset(num_rows_, num_vecs());
     const int end = std::min((part + 1) * PART_VECTORS, end_vector());
     for (int v = std::max(part * PART_VECTORS, first_vector()); v < end; v += STEP_VECTORS) {
-      const Step<T> tokens = step(v, end);
-      const Step<T> next = v + STEP_VECTORS < end ? step(v + STEP_VECTORS, end) : after;
-      const bool second = v + 1 < end;
-      score(tokens, next);
-      weigh(tokens, second, to);
-      add_values(tokens, second, next, to);
+      const bool second = v + 1 < end, last = v + STEP_VECTORS >= end;
+      Step<T> tokens = step(v, end, 0);
+      for (int head = 0; head < tile_heads_; head++) {
+        const Step<T> next = head + 1 < tile_heads_ ? step(v, end, head + 1)
+                             : last                 ? after
+                                                    : step(v + STEP_VECTORS, end, 0);
+        score(head, tokens, next);
+        weigh(tokens, second, to[head]);
+        add_values(tokens, second, next, to[head]);
+        tokens = next;
+      }
     }
   }
 
   // `after` is what is read after this tile.
   void run(const Step<T>& after) {
+    for (auto* softmaxes : {&scratch_.all, &scratch_.part})
+      if (int(softmaxes->size()) < tile_heads_) softmaxes->resize(tile_heads_);
+    Softmax *all = scratch_.all.data(), *later = scratch_.part.data();
     const int first_part = first_vector() / PART_VECTORS;
     const int end_part = (end_vector() + PART_VECTORS - 1) / PART_VECTORS;
     for (int part = first_part; part < end_part; part++) {
       const Step<T> next = part + 1 < end_part ? first_step(part + 1) : after;
-      run_part(part, next, part == first_part ? scratch_.all : scratch_.part);
-      if (part > first_part) scratch_.all.merge(scratch_.part);
+      run_part(part, next, part == first_part ? all : later);
+      for (int head = 0; part > first_part && head < tile_heads_; head++)
+        all[head].merge(later[head]);
     }
-    write_output(scratch_.all);
+    for (int head = 0; head < tile_heads_; head++) write_output(head, all[head]);
   }
 
-  void write_output(const Softmax& softmax) {
+  void write_output(int head, const Softmax& softmax) {
     const float* output = reinterpret_cast<const float*>(softmax.output.data());
     for (int row = 0; row < num_rows_; row++) {
       const float scale = 1.0f / horizontal_sum(softmax.sum[row]);
-      float* to = heads_.output + offset_in_batch(row, int64_t(heads_.num_heads) * dim());
+      float* to = heads_.output + offset_in_batch(head, row, int64_t(heads_.num_heads) * dim());
       for (int d = 0; d < dim(); d++) to[d] = output[row * num_vecs() * LANES + d] * scale;
     }
   }
 
   Step<T> first_step(int part) const {
-    return step(std::max(part * PART_VECTORS, first_vector()), end_vector());
+    return step(std::max(part * PART_VECTORS, first_vector()), end_vector(), 0);
   }
 
-  int num_rows() const { return num_rows_; }
+  int num_rows() const { return num_rows_; }  // of each head
 
  private:
   int dim() const { return DIM ? DIM : heads_.head_dim; }
@@ -201,8 +228,9 @@ class TileAttention {
 
   int num_vecs() const { return (dim() + LANES - 1) / LANES; }
 
-  int64_t offset_in_batch(int row, int64_t stride) const {
-    return queries_[row / group_].token * stride + (kv_head_ * group_ + row % group_) * dim();
+  int64_t offset_in_batch(int head, int row, int64_t stride) const {
+    const int query_head = (first_head_ + head) * group_ + row % group_;
+    return queries_[row / group_].token * stride + query_head * dim();
   }
 
   int first_vector() const {
@@ -211,39 +239,43 @@ class TileAttention {
   }
   int end_vector() const { return vector_of(cache_, end_ - 1) + 1; }
 
-  Step<T> step(int vector, int end) const {
-    return {find(vector), find(std::min(vector + 1, end - 1))};
+  Step<T> step(int vector, int end, int head) const {
+    return {find(vector, head), find(std::min(vector + 1, end - 1), head)};
   }
 
-  Tokens<T> find(int vector) const {
+  Tokens<T> find(int vector, int head) const {
     const int in_block = vectors_in_block(cache_);
     const int index = vector / in_block, offset = vector % in_block * LANES;
-    const int64_t at = int64_t(block_table_[index]) * heads_.num_kv_heads + kv_head_;
+    const int64_t block = block_table_[index];
+    const int kv_head = first_head_ + head;
+    const int64_t scale = (block * heads_.num_kv_heads + kv_head) * cache_.block_lanes + offset;
     const int first = index * cache_.block_size + offset;
-    return {static_cast<const T*>(cache_.keys) + at * dim() * cache_.block_lanes + offset * TERMS,
-            static_cast<const T*>(cache_.values) + value_row<T>(cache_, at, offset) * dim(),
-            cache_.key_scales + at * cache_.block_lanes + offset,
-            cache_.value_scales + at * cache_.block_lanes + offset,
+    return {static_cast<const T*>(cache_.keys) +
+                key_at<T>(cache_, heads_, block, offset, kv_head),
+            static_cast<const T*>(cache_.values) +
+                value_at<T>(cache_, heads_, block, offset, kv_head),
+            key_stride<T>(cache_, offset),
+            cache_.key_scales + scale,
+            cache_.value_scales + scale,
             first,
             std::min({LANES, cache_.block_size - offset, end_ - first})};
   }
 
   // scores[row] = query[row] · keys
-  void score(const Step<T>& tokens, const Step<T>& next) {
-    const int stride = cache_.block_lanes * TERMS;
+  void score(int head, const Step<T>& tokens, const Step<T>& next) {
     vec* scores = scratch_.scores.data();
     vec scales[STEP_VECTORS];
     if constexpr (SCALED<T>)
       for (int s = 0; s < STEP_VECTORS; s++) scales[s] = load(tokens[s].key_scales);
     for_row_groups<LINEAR_ROWS>(0, num_rows_, [&](int row, auto rows) {
       constexpr int ROWS = decltype(rows)::value;
-      const Factor* query = scratch_.queries.data() + row * query_factors();
+      const Factor* query = scratch_.queries.data() + (head * num_rows_ + row) * query_factors();
       vec acc[ROWS][STEP_VECTORS] = {};
       for (int d = 0; d < dim() / TERMS; d++) {
-        const auto k0 = Products::load(tokens[0].keys + d * stride);
-        const auto k1 = Products::load(tokens[1].keys + d * stride);
-        __builtin_prefetch(next[0].keys + d * stride);
-        __builtin_prefetch(next[1].keys + d * stride);
+        const auto k0 = Products::load(tokens[0].keys + d * tokens[0].key_stride);
+        const auto k1 = Products::load(tokens[1].keys + d * tokens[1].key_stride);
+        __builtin_prefetch(next[0].keys + d * next[0].key_stride);
+        __builtin_prefetch(next[1].keys + d * next[1].key_stride);
         for (int i = 0; i < ROWS; i++) {
           acc[i][0] = Products::add(acc[i][0], query[i * query_factors() + d], k0);
           acc[i][1] = Products::add(acc[i][1], query[i * query_factors() + d], k1);
@@ -366,7 +398,7 @@ class TileAttention {
   const Heads& heads_;
   Scratch<T>& scratch_;
   const Query* const queries_;
-  const int kv_head_, group_, num_rows_, end_, window_;
+  const int first_head_, tile_heads_, group_, num_rows_, end_, window_;
   const int32_t* block_table_;
 };
 
@@ -425,7 +457,7 @@ inline void attend(const Member& member, const Batch& batch, const Cache& cache,
       if (piece.part == NONE)
         tile.run(after);
       else
-        tile.run_part(piece.part, after, attention.softmaxes[piece.softmax]);
+        tile.run_part(piece.part, after, &attention.softmaxes[piece.softmax]);
     });
     if (division.merges.empty()) return;
     member.share(division.merges.size(), [&](int i) {
@@ -433,10 +465,10 @@ inline void attend(const Member& member, const Batch& batch, const Cache& cache,
       const Source* source = &division.sources[merge.first_source];
       const Source* const end = source + (merge.end_source - merge.first_source);
       auto tile = tile_attention(merge.tile);
-      scratch.all.copy(attention.softmaxes[source->softmax], source->first_row, tile.num_rows());
-      while (++source < end)
-        scratch.all.merge(attention.softmaxes[source->softmax], source->first_row);
-      tile.write_output(scratch.all);
+      Softmax& all = scratch.merged;
+      all.copy(attention.softmaxes[source->softmax], source->first_row, tile.num_rows());
+      while (++source < end) all.merge(attention.softmaxes[source->softmax], source->first_row);
+      tile.write_output(0, all);
     });
   });
 }

@@ -1,18 +1,20 @@
 // The paged cache of one layer: its layout, the types that it holds, and how they are multiplied.
 //
-// Scores are sums over dimensions with tokens in the lanes, and outputs are
-// sums over tokens with dimensions in the lanes, so keys are kept transposed and neither is ever
-// rearranged again:
+// Scores are sums over dimensions with tokens in the lanes, and outputs are sums over tokens with
+// dimensions in the lanes, so keys are kept transposed and neither is ever rearranged again. What
+// attention reads in a row lies in a row: all KV heads of a step, which is two vectors of tokens
+// (the last one of a block may be shorter):
 //
-//     keys    [num_blocks, num_kv_heads, head_dim, block_lanes]    block_lanes: block_size rounded
-//     values  [num_blocks, num_kv_heads, block_rows, head_dim]                  up to whole vectors
-//     scales  [num_blocks, num_kv_heads, block_lanes] of keys and of values, of an int8 cache
+//     keys    [num_blocks, steps, num_kv_heads, head_dim, tokens of the step in whole vectors]
+//     values  [num_blocks, steps, num_kv_heads, tokens of the step, head_dim]
+//     scales  [num_blocks, num_kv_heads, block_lanes] of keys and of values, of an int8 cache;
+//             block_lanes is block_size rounded up to whole vectors
 //
 // Where a multiplication takes two terms at once (see Arithmetic), two dimensions of a key and two
-// tokens of a value lie side by side, and block_rows is block_size rounded up to an even number:
+// tokens of a value lie side by side, and the tokens of a step are rounded up to an even number:
 //
-//     keys    [num_blocks, num_kv_heads, head_dim / 2, block_lanes, 2]
-//     values  [num_blocks, num_kv_heads, block_rows / 2, head_dim, 2]
+//     keys    [num_blocks, steps, num_kv_heads, head_dim / 2, tokens, 2]
+//     values  [num_blocks, steps, num_kv_heads, tokens / 2, head_dim, 2]
 
 #pragma once
 
@@ -41,7 +43,21 @@ struct Cache {
 
 namespace attention {
 
+constexpr int STEP_VECTORS = 2;  // vectors of tokens
+constexpr int STEP_LANES = STEP_VECTORS * LANES;
+
 inline int block_rows(const Cache& cache) { return (cache.block_size + 1) / 2 * 2; }
+
+// Of a block of so many tokens, those of the step that holds the one at `offset`.
+inline int step_tokens(int block_tokens, int offset) {
+  return std::min(STEP_LANES, block_tokens - offset / STEP_LANES * STEP_LANES);
+}
+// Where a head's numbers of that step begin, which are `dim` for each token.
+inline int64_t step_at(int64_t block, int block_tokens, int offset, int num_heads, int head,
+                       int dim) {
+  const int64_t first_token = block * block_tokens + offset / STEP_LANES * STEP_LANES;
+  return (first_token * num_heads + head * step_tokens(block_tokens, offset)) * dim;
+}
 
 inline vec load_as_float(const int8_t* p) {
 #if defined(__AVX512BW__)

@@ -44,8 +44,8 @@ struct Heads {
 namespace attention {
 
 constexpr int TILE_ROWS = 32;    // their queries and outputs stay in the first-level cache
-constexpr int STEP_VECTORS = 2;  // vectors of tokens
 constexpr int PART_VECTORS = 256 / LANES;
+constexpr int THREAD_TILES = 4;  // at least, so that no thread waits long for another
 
 // The context of a sequence as vectors of tokens, none of which lies in two blocks.
 inline int vectors_in_block(const Cache& cache) { return cache.block_lanes / LANES; }
@@ -62,11 +62,12 @@ struct Query {
   int token, position;
 };
 
-// Queries that read the same keys and values. Row r is query r / group with head r % group of the
-// group that shares the KV head.
+// Queries that read the same keys and values. For each KV head, row r is query r / group with head
+// r % group of the group that shares it. Few queries read several KV heads, which lie side by side
+// in a block: memory is fastest where it is read on and on.
 struct Tile {
   int sequence;  // whose blocks are read
-  int kv_head;
+  int first_head, num_heads;  // KV heads
   int first, count;  // of the division's queries, in ascending order of their positions
 };
 
@@ -74,7 +75,7 @@ struct Tile {
 struct Piece {
   Tile tile;
   int part;
-  int softmax;  // where the result of a part goes; none: the piece is the whole tile
+  int softmax;  // where results of a part go, head by head; none: the piece is the whole tile
 };
 constexpr int NONE = -1;
 
@@ -83,7 +84,7 @@ struct Source {
   int softmax, first_row;
 };
 
-// A tile whose softmaxes, one for each part and in their order, are merged.
+// A tile of one KV head whose softmaxes, one for each part and in their order, are merged.
 struct Merge {
   Tile tile;
   int first_source, end_source;
@@ -100,19 +101,19 @@ struct Division {
     queries.clear(), pieces.clear(), merges.clear(), sources.clear();
     num_softmaxes = 0;
     group_ = heads.num_heads / heads.num_kv_heads;
+    num_kv_heads_ = heads.num_kv_heads;
+    most_heads_ = std::max(1, batch.num_tokens * num_kv_heads_ / (THREAD_TILES * num_threads));
     for (int s = 0; s < batch.num_seqs; s++)
       for (int t = batch.query_start_loc[s]; t < batch.query_start_loc[s + 1]; t++)
         queries.push_back({t, batch.context_lens[s] - batch.query_start_loc[s + 1] + t});
     const int longest = *std::max_element(batch.context_lens, batch.context_lens + batch.num_seqs);
     shared_.resize(batch.num_seqs);
     for (auto& parts : shared_) parts.clear();
-    if (heads.window == 0 || heads.window >= longest) share_parts(batch, cache, heads);
+    if (heads.window == 0 || heads.window >= longest) share_parts(batch, cache);
     tiles_.clear();
     for (int s = 0; s < batch.num_seqs; s++)
-      for (int h = 0; h < heads.num_kv_heads; h++)
-        for (int q = batch.query_start_loc[s]; q < batch.query_start_loc[s + 1];
-             q += tile_queries())
-          tiles_.push_back({s, h, q, std::min(tile_queries(), batch.query_start_loc[s + 1] - q)});
+      for_tiles(s, batch.query_start_loc[s], batch.query_start_loc[s + 1],
+                [&](const Tile& tile) { tiles_.push_back(tile); });
     const bool threads_idle = num_threads > 1 && int(tiles_.size()) < 4 * num_threads &&
                               longest > position_of(cache, PART_VECTORS);
     for (const Tile& tile : tiles_)
@@ -125,27 +126,51 @@ struct Division {
  private:
   int tile_queries() const { return std::max(1, TILE_ROWS / group_); }
 
+  // Calls f with the tiles of queries `first` to `end`, all of which read what `sequence` reads.
+  template <typename F>
+  void for_tiles(int sequence, int first, int end, F f) const {
+    const int rows = std::clamp(end - first, 1, tile_queries()) * group_;
+    const int tile_heads = std::clamp(TILE_ROWS / rows, 1, std::min(most_heads_, num_kv_heads_));
+    for (int h = 0; h < num_kv_heads_; h += tile_heads)
+      for (int q = first; q < end; q += tile_queries())
+        f(Tile{sequence, h, std::min(tile_heads, num_kv_heads_ - h), q,
+               std::min(tile_queries(), end - q)});
+  }
+
   // One piece for each part of a tile, but for those that are shared.
   void split(const Cache& cache, const Heads& heads, const Tile& tile) {
     const int lowest = queries[tile.first].position - (heads.window ? heads.window - 1 : 0);
     const int highest = queries[tile.first + tile.count - 1].position;
     const int first_part = heads.window ? vector_of(cache, std::max(0, lowest)) / PART_VECTORS : 0;
-    const int first_source = sources.size();
+    parts_.clear();
     for (int part = first_part; part <= vector_of(cache, highest) / PART_VECTORS; part++) {
       const auto& shared = shared_[tile.sequence];
       if (part < int(shared.size())) {
-        sources.push_back({shared[part].softmax + tile.kv_head, shared[part].first_row});
+        parts_.push_back({shared[part].softmax + tile.first_head, shared[part].first_row});
       } else {
-        sources.push_back({num_softmaxes, 0});
-        pieces.push_back({tile, part, num_softmaxes++});
+        parts_.push_back({num_softmaxes, 0});
+        add_piece(tile, part);
       }
     }
-    merges.push_back({tile, first_source, int(sources.size())});
+    for (int h = 0; h < tile.num_heads; h++) {
+      const int first_source = sources.size();
+      for (const Source& of_first : parts_)
+        sources.push_back({of_first.softmax + h, of_first.first_row});
+      merges.push_back({{tile.sequence, tile.first_head + h, 1, tile.first, tile.count},
+                        first_source,
+                        int(sources.size())});
+    }
+  }
+
+  // A part of a tile, with a softmax for each head.
+  void add_piece(const Tile& tile, int part) {
+    pieces.push_back({tile, part, num_softmaxes});
+    num_softmaxes += tile.num_heads;
   }
 
   // Finds what sequences with one new token have in common, part by part: those that do not share
   // a part share none behind it.
-  void share_parts(const Batch& batch, const Cache& cache, const Heads& heads) {
+  void share_parts(const Batch& batch, const Cache& cache) {
     sharing_.clear();
     for (int s = 0; s < batch.num_seqs; s++)
       if (batch.query_start_loc[s + 1] - batch.query_start_loc[s] == 1) sharing_.push_back(s);
@@ -171,27 +196,27 @@ struct Division {
         if (end - i == 1) continue;
         still_sharing_.insert(still_sharing_.end(), &sharing_[i], &sharing_[end]);
         for (int first = i; first < end; first += tile_queries())
-          share_part(batch, heads, part, &sharing_[first], std::min(tile_queries(), end - first));
+          share_part(batch, part, &sharing_[first], std::min(tile_queries(), end - first));
       }
       std::swap(sharing_, still_sharing_);
     }
   }
 
-  // One piece for each KV head, with the new tokens of `count` sequences.
-  void share_part(const Batch& batch, const Heads& heads, int part, const int* sequences,
-                  int count) {
+  // Pieces with the new tokens of `count` sequences.
+  void share_part(const Batch& batch, int part, const int* sequences, int count) {
     const int first = queries.size();
     for (int i = 0; i < count; i++) {
       const Query query = queries[batch.query_start_loc[sequences[i]]];
       queries.push_back(query);
       shared_[sequences[i]].push_back({num_softmaxes, i * group_});
     }
-    for (int h = 0; h < heads.num_kv_heads; h++)
-      pieces.push_back({Tile{sequences[0], h, first, count}, part, num_softmaxes++});
+    for_tiles(sequences[0], first, first + count, [&](const Tile& tile) { add_piece(tile, part); });
   }
 
-  int group_ = 1;
+  int group_ = 1, num_kv_heads_ = 1;
+  int most_heads_ = 1;  // of a tile
   std::vector<Tile> tiles_;
+  std::vector<Source> parts_;  // of one tile's first head
   std::vector<std::vector<Source>> shared_;  // of each sequence, by part; of the first KV head
   std::vector<int> sharing_, still_sharing_;
 };
