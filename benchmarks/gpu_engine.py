@@ -105,14 +105,14 @@ class _Runner(ModelRunner):
 
     last_plan = StepPlan(-1)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
         self.last_plan = plan
-        return super().execute(plan)
+        return super().execute(plan, lane)
 
     def last_forward(self) -> Callable[[], Tensor]:
         """Writes the same keys and values to the same places as the last step did."""
         scheduled = [replace(s, new_block_ids=(), samples=False) for s in self.last_plan.scheduled]
-        inputs = self._batch.build(scheduled)
+        inputs = self._batches[0].build(scheduled)
         rows = inputs.attention.query_start_loc[1:].long() - 1
         return lambda: self._forward.logits(inputs, rows)
 

@@ -13,11 +13,14 @@ from scheduler.config import SchedulerConfig
 class EngineConfig:
     """Everything the native engine's process needs, decided before it starts.
 
-    ``scheduler.num_blocks`` is the number of KV blocks that ``planner.ledger`` found room for.
+    A batch that proceeds by itself, with a scheduler of its own, is a lane; there are as many as
+    pipeline stages (``planner.sizing.Sized.num_lanes``). They share the KV blocks that
+    ``planner.ledger`` found room for.
     """
 
     model_dir: Path
     scheduler: SchedulerConfig
+    """Of each lane."""
     dtype: str = "float32"
     """Type of activations; also of weights and KV cache where nothing else is said."""
     quantization: str = "none"
@@ -27,6 +30,12 @@ class EngineConfig:
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
     tensor_parallel_size: int = 1
     """Ranks that each hold a part of every layer; all but the first are processes of their own."""
+    pipeline_parallel_size: int = 1
+    """Stages, each so many ranks, that the layers are divided among."""
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each stage; empty divides them evenly."""
+    enable_expert_parallel: bool = False
+    """Each rank holds some of a layer's experts whole, instead of a part of all of them."""
     num_threads: int = 0
     """Compute threads of all ranks; 0 takes one for each core this process may use."""
     cpus: tuple[int, ...] = ()
@@ -48,9 +57,17 @@ class EngineConfig:
     """Draw a progress bar while weights load, where standard error is a terminal."""
 
     @property
+    def num_ranks(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def num_lanes(self) -> int:
+        return self.pipeline_parallel_size
+
+    @property
     def max_num_seqs(self) -> int:
-        """Sequences in progress at once."""
-        return self.scheduler.max_num_seqs
+        """Sequences in progress at once, in all lanes."""
+        return self.num_lanes * self.scheduler.max_num_seqs
 
     @property
     def max_model_len(self) -> int:

@@ -65,6 +65,14 @@ class EngineLoop:
         return self._scheduler.has_work
 
     @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            scheduler=self._scheduler.stats(),
+            num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
+        )
+
+    @property
     def wait_s(self) -> float | None:
         """Seconds until ``step`` has something to do; None while there is no work at all."""
         return 0.0 if self.has_work else None
@@ -79,8 +87,15 @@ class EngineLoop:
 
     def step(self) -> None:
         """One pass of schedule, execute, update."""
-        plan = self._scheduler.schedule()
-        result = self._executor.execute(plan)
+        plan = self.begin_step()
+        self.end_step(plan, self._executor.execute(plan))
+
+    def begin_step(self) -> StepPlan:
+        """What to do next; to be followed by ``end_step``."""
+        return self._scheduler.schedule()
+
+    def end_step(self, plan: StepPlan, result: StepResult) -> None:
+        """Takes in what came of the plan and sends it on."""
         outputs = self._scheduler.update(plan, result)
         self._num_steps += 1
         self._step_seconds += result.duration_s
@@ -88,12 +103,7 @@ class EngineLoop:
 
     def report(self, outputs: Iterable[SequenceOutput] = ()) -> None:
         """Sends outputs and the newest figures."""
-        stats = EngineStats(
-            scheduler=self._scheduler.stats(),
-            num_steps=self._num_steps,
-            step_seconds=self._step_seconds,
-        )
-        self._send(Progress(outputs=tuple(outputs), stats=stats))
+        self._send(Progress(outputs=tuple(outputs), stats=self.stats))
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.
@@ -103,10 +113,14 @@ class EngineLoop:
             ExecutorError: the executor has broken meanwhile.
         """
         self._executor.check()
+        self.check_integrity()
+        self.report()
+
+    def check_integrity(self) -> None:
+        """Compares the scheduler's books, if there were steps since the last time."""
         if self._num_steps != self._checked_at_step:
             self._checked_at_step = self._num_steps
             self._scheduler.check_integrity()
-        self.report()
 
     def _add(self, request: Request) -> None:
         try:

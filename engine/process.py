@@ -14,11 +14,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import zmq
 
-from engine.config import EngineConfig
 from engine.environment import bind_compute_threads
 from engine.loop import EngineLoop, ExecutorError
 from engine.messages import (
@@ -36,11 +35,8 @@ from engine.messages import (
     encode,
 )
 from engine.native.parallel.rank_config import config_of_rank
+from engine.pipelined_loop import PipelinedLoop
 from scheduler.scheduler import Scheduler
-
-if TYPE_CHECKING:
-    from engine.native.parallel.executor import TensorParallelExecutor
-    from engine.native.runner import ModelRunner
 
 logger = logging.getLogger("engine.process")
 
@@ -50,7 +46,7 @@ _SEND_LINGER_MS = 1000
 
 
 class Loop(Protocol):
-    """What this process runs: ``EngineLoop`` or ``SimulatedLoop``."""
+    """What this process runs: ``EngineLoop``, ``PipelinedLoop`` or ``SimulatedLoop``."""
 
     @property
     def wait_s(self) -> float | None: ...
@@ -142,25 +138,25 @@ def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
 
 
 def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
-    """Loads the model and tries one step."""
-    executor = _executor(launch.config)
+    """Loads the model and tries one step.
+
+    Imports torch, which takes seconds and starts threads that must be bound before.
+    """
+    config = launch.config
+    bind_compute_threads(config_of_rank(config, 0).cpus)
+    if config.num_ranks == 1:
+        from engine.native.runner import ModelRunner
+
+        runner = ModelRunner(config)
+        runner.warm_up()
+        scheduler = Scheduler(config.scheduler, config.step_time)
+        return EngineLoop(scheduler, runner, runner.spec.vocab_size, send), runner.detail
+    from engine.native.parallel.executor import ParallelExecutor
+
+    executor = ParallelExecutor(config)
     executor.warm_up()
-    scheduler = Scheduler(launch.config.scheduler, launch.config.step_time)
-    loop = EngineLoop(scheduler, executor, executor.spec.vocab_size, send)
-    return loop, executor.detail
-
-
-def _executor(config: EngineConfig) -> ModelRunner | TensorParallelExecutor:
-    """Imports torch, which takes seconds and starts threads that must be bound before."""
-    if config.tensor_parallel_size > 1:
-        bind_compute_threads(config_of_rank(config, 0).cpus)
-        from engine.native.parallel.executor import TensorParallelExecutor
-
-        return TensorParallelExecutor(config)
-    bind_compute_threads(config.cpus)
-    from engine.native.runner import ModelRunner
-
-    return ModelRunner(config)
+    schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
+    return PipelinedLoop(schedulers, executor, executor.spec.vocab_size, send), executor.detail
 
 
 def _start_simulated(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,7 +38,18 @@ class EngineStats:
     scheduler: SchedulerStats = field(default_factory=SchedulerStats)
     num_steps: int = 0
     step_seconds: float = 0.0
-    """Time spent in steps since the engine started."""
+    """Time spent in steps since the engine started; of steps side by side, in each."""
+
+    @classmethod
+    def total(cls, parts: Sequence[EngineStats]) -> EngineStats:
+        """The figures of lanes that run side by side, added up."""
+        names = [field.name for field in fields(SchedulerStats)]
+        counts = {name: sum(getattr(part.scheduler, name) for part in parts) for name in names}
+        return cls(
+            scheduler=SchedulerStats(**counts),
+            num_steps=sum(part.num_steps for part in parts),
+            step_seconds=sum(part.step_seconds for part in parts),
+        )
 
 
 class EngineError(Exception):

@@ -46,7 +46,10 @@ class Pins:
     kv_cache_dtype: str | None = None
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
+    stage_layers: tuple[int, ...] | None = None
+    """Layers of each stage, where the stages' devices differ; goes with the number of stages."""
     replicas: int | None = None
+    enable_expert_parallel: bool | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -95,7 +98,9 @@ def with_cpu_ranks(question: Question) -> Question:
     Raises:
         PinError: there are more ranks than cores.
     """
-    size = question.pins.tensor_parallel_size or 1
+    pins = question.pins
+    tensor, stages = pins.tensor_parallel_size or 1, pins.pipeline_parallel_size or 1
+    size = tensor * stages
     if size == 1 or not any(_is_whole_cpu(group) for group in question.hardware):
         return question
     try:
@@ -104,7 +109,9 @@ def with_cpu_ranks(question: Question) -> Question:
             for group in question.hardware
         )
     except ValueError as error:
-        raise PinError(f"tensor_parallel_size {size}: {error}") from None
+        asked = {"tensor_parallel_size": tensor, "pipeline_parallel_size": stages}
+        named = ", ".join(f"{name} {count}" for name, count in asked.items() if count > 1)
+        raise PinError(f"{named}: {error}") from None
     available = question.available_bytes
     return replace(
         question,
@@ -393,9 +400,13 @@ def _emulated(weights: tuple[str, Verdict], kv: tuple[str, Verdict]) -> str:
 def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iterator[_Layout]:
     """Splits over the devices that the model and the pins allow."""
     pins, spec = question.pins, question.spec
+    _check_stage_layers(pins, spec)
+    by_expert = bool(pins.enable_expert_parallel)
+    if by_expert and not spec.has_experts:
+        raise PinError("enable_expert_parallel: the model has no experts")
     any_layout = False
     for tp in _sizes(pins.tensor_parallel_size, group.count):
-        reason = why_not_tensor_parallel(spec, tp)
+        reason = why_not_tensor_parallel(spec, tp, expert_parallel=by_expert)
         if reason is None and tp > 1:
             reason = _why_not_linked(group, tp)
         if reason is not None:
@@ -404,7 +415,13 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
             found.ruled_out[f"TP {tp}"] = reason
             continue
         for pp in _sizes(pins.pipeline_parallel_size, group.count // tp):
-            if pp > spec.num_layers or (pp > 1 and _why_not_linked(group, tp * pp)):
+            if pp > spec.num_layers:
+                if pins.pipeline_parallel_size:
+                    raise PinError(
+                        f"pipeline_parallel_size {pp}: the model has only {spec.num_layers} layers"
+                    )
+                continue
+            if pp > 1 and _why_not_linked(group, tp * pp):
                 continue
             for replicas in _replicas(question, group.count // (tp * pp)):
                 any_layout = True
@@ -418,6 +435,22 @@ def _layouts(question: Question, group: DeviceGroup, found: Enumeration) -> Iter
         wanted = ", ".join(f"{name} {value}" for name, value in asked.items() if value)
         have = f"{group.count} x {group.profile.name}"
         raise PinError(f"{wanted or 'no layout'} does not fit on {have}")
+
+
+def _check_stage_layers(pins: Pins, spec: ModelSpec) -> None:
+    """
+    Raises:
+        PinError: the layers that the user gives to stages are not the model's.
+    """
+    counts = pins.stage_layers
+    if counts is None:
+        return
+    told = f"stage_layers {','.join(map(str, counts))}"
+    if len(counts) != pins.pipeline_parallel_size:
+        stages = pins.pipeline_parallel_size
+        raise PinError(f"{told}: {len(counts)} stages, but pipeline_parallel_size is {stages}")
+    if min(counts) < 1 or sum(counts) != spec.num_layers:
+        raise PinError(f"{told}: each stage needs a layer, and the model has {spec.num_layers}")
 
 
 def _why_not_linked(group: DeviceGroup, count: int) -> str | None:
@@ -452,9 +485,9 @@ def _keeps_groups(
         PinError: they cannot, and the user has decided on both.
     """
     size = layout.tensor_parallel_size
-    stored = question.spec.quantization
+    stored, by_expert = question.spec.quantization, bool(question.pins.enable_expert_parallel)
     group_size = scheme.group_size if stored is None else stored.group_size or 0
-    reason = why_not_in_groups(question.spec, group_size, size)
+    reason = why_not_in_groups(question.spec, group_size, size, expert_parallel=by_expert)
     if reason is None:
         return True
     if question.pins.tensor_parallel_size and (stored or question.pins.quantization):

@@ -368,6 +368,7 @@ def _pool(question: Question, outcome: Outcome, total_per_s: float) -> Pool:
             max_model_len=limits.max_model_len,
             block_size=limits.block_size,
             num_kv_blocks=ledger.num_kv_blocks,
+            enable_expert_parallel=bool(question.pins.enable_expert_parallel),
             enable_prefix_caching=question.pins.enable_prefix_caching is not False,
             gpu_memory_utilization=round(ledger.usable_bytes / ledger.device_bytes, 4),
         ),

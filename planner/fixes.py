@@ -41,6 +41,8 @@ def _fixes_that_work(question: Question, group: DeviceGroup) -> Iterator[str]:
         yield "a smaller type of the KV cache (leave --kv-cache-dtype out)"
     if pins.tensor_parallel_size and _fits(question, group, tensor_parallel_size=None):
         yield "another tensor parallel size (leave --tensor-parallel-size out)"
+    if pins.pipeline_parallel_size and _fits(question, group, pipeline_parallel_size=None):
+        yield "another number of stages (leave --pipeline-parallel-size out)"
     yield from _quantizations(question, group)
     for multiple in _MULTIPLES:
         count = group.count * multiple

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from profiles.model_spec import ModelSpec, TensorRole
+from planner.stages import bytes_by_layer, stage_layers
+from profiles.model_spec import LayerSpec, ModelSpec, TensorRole
 from profiles.step_cost import WeightFormat, kv_elements_per_token, weight_bytes_by_role
 
 GIB = 2**30
@@ -66,7 +68,7 @@ OVERHEADS = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryLedger:
-    """Bytes on one device: the fullest one, where devices differ."""
+    """Bytes on one device: where they differ, the one that has room for the fewest KV blocks."""
 
     device_bytes: int
     """All memory, as the driver reports it; on a host, what is available to us."""
@@ -121,12 +123,30 @@ class MemoryDemand:
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int
+    stage_layers_asked: tuple[int, ...] | None = None
+    stage_layers: tuple[int, ...] = field(init=False)
+    """Layers of each pipeline stage: those asked for, or what the engine would choose."""
+
+    def __post_init__(self) -> None:
+        stages = self.pipeline_parallel_size
+        layers = self.stage_layers_asked or stage_layers(
+            self.spec, self.weights, self.engine, stages
+        )
+        object.__setattr__(self, "stage_layers", layers)
+
+    def layers_of(self, stage: int) -> slice:
+        first = sum(self.stage_layers[:stage])
+        return slice(first, first + self.stage_layers[stage])
+
+    def kv_block_bytes_of(self, stage: int) -> int:
+        layers = self.spec.layers[self.layers_of(stage)]
+        elements = kv_elements_per_token(layers, self.tensor_parallel_size)
+        return max(1, round(elements * self.kv_dtype_bytes * self.block_size))
 
     @property
     def kv_block_bytes(self) -> int:
-        elements = kv_elements_per_token(self.spec, self.tensor_parallel_size)
-        stage = elements / self.pipeline_parallel_size
-        return max(1, round(stage * self.kv_dtype_bytes * self.block_size))
+        """Of the stage with the largest blocks."""
+        return max(map(self.kv_block_bytes_of, range(self.pipeline_parallel_size)))
 
     @property
     def useful_blocks(self) -> int:
@@ -160,21 +180,10 @@ def draw_up_ledger(
     overheads = OVERHEADS[demand.engine, "cpu" if is_cpu else "accelerator"]
     share = overheads.utilization if utilization is None else utilization
     usable = max(0, min(int(device_bytes * share), device_bytes - taken_bytes))
-    ledger = MemoryLedger(
-        device_bytes=device_bytes,
-        usable_bytes=usable,
-        weights_bytes=_weight_bytes(demand),
-        activations_bytes=_activation_bytes(demand),
-        logits_bytes=_logits_bytes(demand),
-        state_bytes=_state_bytes(demand),
-        graphs_bytes=overheads.graph_bytes
-        + overheads.graph_bytes_per_layer * demand.spec.num_layers // demand.pipeline_parallel_size,
-        communication_bytes=overheads.communication_bytes
-        if demand.tensor_parallel_size * demand.pipeline_parallel_size > 1
-        else 0,
-        context_bytes=overheads.context_bytes,
-        kv_block_bytes=demand.kv_block_bytes,
-        num_kv_blocks=0,
+    stages = range(demand.pipeline_parallel_size)
+    ledger = min(
+        (_without_cache(demand, stage, device_bytes, usable, overheads) for stage in stages),
+        key=lambda ledger: ledger.free_bytes / ledger.kv_block_bytes,
     )
     left = ledger.free_bytes
     if left <= 0:
@@ -182,50 +191,76 @@ def draw_up_ledger(
             f"the weights take {gib(ledger.weights_bytes)} and the engine's buffers "
             f"{gib(ledger.fixed_bytes - ledger.weights_bytes)}, "
             f"but only {gib(usable)} of memory is available",
-            shortfall_bytes=-left + demand.least_blocks * demand.kv_block_bytes,
+            shortfall_bytes=-left + demand.least_blocks * ledger.kv_block_bytes,
         )
     if num_kv_blocks is None:
+        block_bytes = ledger.kv_block_bytes if kv_cache_bytes is None else demand.kv_block_bytes
         if kv_cache_bytes is None:
-            kv_cache_bytes = _unasked_kv_bytes(demand, left, is_cpu)
-        num_kv_blocks = kv_cache_bytes // demand.kv_block_bytes
+            kv_cache_bytes = _unasked_kv_bytes(demand, ledger, is_cpu)
+        num_kv_blocks = kv_cache_bytes // block_bytes
         if num_kv_blocks < 1:
             raise DoesNotFitError(
                 f"a KV cache of {gib(kv_cache_bytes)} holds not one block of {demand.block_size} "
-                f"tokens, which takes {gib(demand.kv_block_bytes)}",
-                shortfall_bytes=demand.least_blocks * demand.kv_block_bytes - kv_cache_bytes,
+                f"tokens, which takes {gib(block_bytes)}",
+                shortfall_bytes=demand.least_blocks * block_bytes - kv_cache_bytes,
             )
     closed = replace(ledger, num_kv_blocks=num_kv_blocks)
     if closed.free_bytes < 0:
         raise DoesNotFitError(
             f"{num_kv_blocks} KV blocks take {gib(closed.kv_cache_bytes)}, but beside the weights "
             f"({gib(ledger.weights_bytes)}) only {gib(left)} is available; "
-            f"at most {left // demand.kv_block_bytes} blocks fit",
+            f"at most {left // ledger.kv_block_bytes} blocks fit",
             shortfall_bytes=-closed.free_bytes,
         )
     return closed
 
 
-def _unasked_kv_bytes(demand: MemoryDemand, left: int, is_cpu: bool) -> int:
+def _without_cache(
+    demand: MemoryDemand, stage: int, device_bytes: int, usable_bytes: int, overheads: Overheads
+) -> MemoryLedger:
+    """What a device of a pipeline's stage holds before any KV block."""
+    is_last = stage == demand.pipeline_parallel_size - 1
+    layers = demand.layers_of(stage)
+    num_layers = layers.stop - layers.start
+    is_split = demand.tensor_parallel_size * demand.pipeline_parallel_size > 1
+    return MemoryLedger(
+        device_bytes=device_bytes,
+        usable_bytes=usable_bytes,
+        weights_bytes=_weight_bytes(demand, stage),
+        activations_bytes=_activation_bytes(demand),
+        logits_bytes=_logits_bytes(demand) if is_last else 0,
+        state_bytes=_state_bytes(demand, demand.spec.layers[layers]),
+        graphs_bytes=overheads.graph_bytes + overheads.graph_bytes_per_layer * num_layers,
+        communication_bytes=overheads.communication_bytes if is_split else 0,
+        context_bytes=overheads.context_bytes,
+        kv_block_bytes=demand.kv_block_bytes_of(stage),
+        num_kv_blocks=0,
+    )
+
+
+def _unasked_kv_bytes(demand: MemoryDemand, ledger: MemoryLedger, is_cpu: bool) -> int:
     """An accelerator is ours alone; on a host no more is taken than can be used."""
+    left = ledger.free_bytes
     if not is_cpu:
         return left
-    most = _SHARED_HOST_KV_BYTES // demand.tensor_parallel_size
-    shared = min(most, int(left * _SHARED_HOST_SHARE))
-    return min(demand.useful_blocks * demand.kv_block_bytes, shared)
+    num_ranks = demand.tensor_parallel_size * demand.pipeline_parallel_size
+    shared = min(_SHARED_HOST_KV_BYTES // num_ranks, int(left * _SHARED_HOST_SHARE))
+    return min(demand.useful_blocks * ledger.kv_block_bytes, shared)
 
 
-def _weight_bytes(demand: MemoryDemand) -> int:
-    """Of the fullest device: a share of the layers and whichever embedding is larger."""
+def _weight_bytes(demand: MemoryDemand, stage: int) -> int:
+    """A stage's layers; the embedding in the first; head and last norm in the last, where a tied
+    head is another copy of the embedding."""
     by_role = dict(weight_bytes_by_role(demand.spec, demand.weights))
-    embedding = by_role.pop(TensorRole.EMBEDDING, 0.0)
-    head = by_role.pop(TensorRole.HEAD, 0.0)
-    ends = embedding + head if demand.pipeline_parallel_size == 1 else max(embedding, head)
-    if demand.spec.tie_word_embeddings:
-        ends = embedding
-    layers = sum(by_role.values())
-    stage_layers = -(-demand.spec.num_layers // demand.pipeline_parallel_size)
-    layers *= stage_layers / demand.spec.num_layers
-    return round((layers + ends) / demand.tensor_parallel_size)
+    embedding = by_role.get(TensorRole.EMBEDDING, 0.0)
+    by_layer = bytes_by_layer(demand.spec, demand.weights)
+    held = sum(by_layer[demand.layers_of(stage)])
+    is_first, is_last = stage == 0, stage == demand.pipeline_parallel_size - 1
+    if is_first or (is_last and demand.spec.tie_word_embeddings):
+        held += embedding
+    if is_last:
+        held += sum(by_role.values()) - embedding - sum(by_layer)
+    return round(held / demand.tensor_parallel_size)
 
 
 def _activation_bytes(demand: MemoryDemand) -> int:
@@ -256,10 +291,9 @@ def _logits_bytes(demand: MemoryDemand) -> int:
     return demand.max_num_seqs * row
 
 
-def _state_bytes(demand: MemoryDemand) -> int:
-    elements = sum(layer.attention.state_elements for layer in demand.spec.layers)
-    split = demand.tensor_parallel_size * demand.pipeline_parallel_size
-    return round(4 * elements * demand.max_num_seqs / split)
+def _state_bytes(demand: MemoryDemand, layers: Sequence[LayerSpec]) -> int:
+    elements = sum(layer.attention.state_elements for layer in layers)
+    return round(4 * elements * demand.max_num_seqs / demand.tensor_parallel_size)
 
 
 def gib(num_bytes: float) -> str:

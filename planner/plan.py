@@ -39,6 +39,8 @@ class Settings:
     block_size: int
     num_kv_blocks: int
     """Of each replica."""
+    enable_expert_parallel: bool = False
+    """Devices that split the layers hold some of the experts each, and not a part of each."""
     enable_prefix_caching: bool = True
     gpu_memory_utilization: float = 1.0
     """Share of each device's memory that the engine takes."""

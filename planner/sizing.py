@@ -28,6 +28,8 @@ from scheduler.config import SchedulerConfig
 _LAYERS = frozenset({TensorRole.ATTENTION, TensorRole.MLP, TensorRole.EXPERTS})
 """What quantization schemes convert unless a checkpoint says otherwise."""
 _ENDS = frozenset({TensorRole.EMBEDDING, TensorRole.HEAD})
+_PLAIN = _LAYERS | _ENDS | {TensorRole.ROUTER}
+"""What is held as stored where nothing is quantized."""
 _CPU_STEP_S = 0.5
 """Longest step that a running request should have to wait for its next token on a CPU."""
 _CPU_MOST_TOKENS = 512
@@ -54,6 +56,8 @@ class Sized:
     limits: Limits
     ledger: MemoryLedger
     model: StepTimeModel
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each pipeline stage."""
 
     @property
     def num_lanes(self) -> int:
@@ -87,7 +91,7 @@ def weight_format(
     plain = other = DTYPE_BYTES[dtype]
     if vendor in formats.as_stored_on:
         plain, other = DTYPE_BYTES.get(spec.dtype, 2), DTYPE_BYTES["float32"]
-    by_role: dict[TensorRole, float] = dict.fromkeys(_LAYERS | _ENDS, plain)
+    by_role: dict[TensorRole, float] = dict.fromkeys(_PLAIN, plain)
     if spec.quantization is not None:
         by_role |= _stored_bytes(spec, spec.quantization, plain, formats.zero_point_bits)
     elif scheme.name != "none":
@@ -113,6 +117,7 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
     """The step-time model of one replica of a candidate."""
     profile, tp = candidate.profile, candidate.tensor_parallel_size
     scheme, linear = candidate.scheme, _linear_peak(candidate)
+    measured = measured_curve(candidate, weights_key(spec, candidate))
     model = StepTimeModel(
         cost=step_cost(
             spec,
@@ -128,7 +133,8 @@ def step_time_model(spec: ModelSpec, candidate: Candidate, group: DeviceGroup) -
             head_flops=linear if ends_scheme(spec, candidate) is not None else None,
             link_bytes_per_s=_link_rate(group, tp),
             hop_bytes_per_s=_link_rate(group, tp * candidate.pipeline_parallel_size),
-            linear_curve=measured_curve(candidate, weights_key(spec, candidate)),
+            linear_curve=measured,
+            expert_curve=measured,
             head_curve=measured_curve(candidate, head_key(spec, candidate)),
         ),
         priors=priors_for(profile, candidate.engine, kv_cache_type(candidate)),
@@ -182,6 +188,7 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         block_size=limits.block_size,
+        stage_layers_asked=pins.stage_layers,
     )
     device_bytes = int(candidate.profile.memory_bytes.value)
     taken = 0 if question.available_bytes is None else device_bytes - question.available_bytes
@@ -205,7 +212,8 @@ def size(question: Question, candidate: Candidate, group: DeviceGroup, limits: L
                 shortfall_bytes=(shortest - capacity) * ledger.kv_block_bytes // limits.block_size,
             )
         limits = replace(limits, max_model_len=capacity // lanes)
-    return Sized(candidate, limits, ledger, step_time_model(question.spec, candidate, group))
+    model = step_time_model(question.spec, candidate, group)
+    return Sized(candidate, limits, ledger, model, demand.stage_layers)
 
 
 def needed_length(question: Question) -> int:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from profiles.model_spec import AttentionKind, AttentionSpec, ModelSpec, TensorRole
+from profiles.model_spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec, TensorRole
 
 LINEAR_ROLES = (TensorRole.ATTENTION, TensorRole.MLP, TensorRole.ROUTER)
 """Weights that every token passes, in every layer."""
@@ -94,10 +94,18 @@ class ExpertGroup:
     flops_per_token: float
     """Of the chosen experts of all these layers, on one device."""
 
+    def num_touched(self, num_tokens: int) -> float:
+        """Expected experts of a layer that ``num_tokens`` tokens go to, routed evenly."""
+        untouched: float = (1 - self.experts_per_token / self.num_experts) ** num_tokens
+        return self.num_experts * (1 - untouched)
+
     def bytes_read(self, num_tokens: int) -> float:
-        """Expected bytes of the experts that ``num_tokens`` tokens touch, routed evenly."""
-        untouched = (1 - self.experts_per_token / self.num_experts) ** num_tokens
-        return self.num_layers * self.num_experts * (1 - untouched) * self.bytes_per_expert
+        """Of all these layers, on one device."""
+        return self.num_layers * self.num_touched(num_tokens) * self.bytes_per_expert
+
+    def rows_each(self, num_tokens: int) -> float:
+        """Tokens that an expert which is touched has to multiply, on average."""
+        return num_tokens * self.experts_per_token / self.num_touched(num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +221,9 @@ def step_cost(
     )
 
 
-def kv_elements_per_token(spec: ModelSpec, tensor_parallel_size: int) -> float:
-    """Elements that one token adds to the KV cache of one device, windows ignored."""
-    return sum(_kv_elements(layer.attention, tensor_parallel_size) for layer in spec.layers)
+def kv_elements_per_token(layers: Iterable[LayerSpec], tensor_parallel_size: int) -> float:
+    """Elements that one token adds to one device's KV cache of these layers, windows ignored."""
+    return sum(_kv_elements(layer.attention, tensor_parallel_size) for layer in layers)
 
 
 def _kv_elements(attention: AttentionSpec, tp: int) -> float:

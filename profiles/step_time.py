@@ -121,6 +121,9 @@ class DeviceRates:
     """At the type that the product with the vocabulary runs in; None is ``dense_flops``."""
     linear_curve: RateCurve | None = None
     """Measured products of the layers; None is the roofline."""
+    expert_curve: RateCurve | None = None
+    """Measured products of one matrix, for experts, each of which has fewer rows than a step has
+    tokens; None where ``linear_curve`` is of all of a model's layers together."""
     head_curve: RateCurve | None = None
     """Of the head, where it was measured by itself."""
 
@@ -227,6 +230,7 @@ class StepTimeModel:
         rates = replace(
             self.rates,
             linear_curve=fit.linear_curve or self.rates.linear_curve,
+            expert_curve=None if fit.linear_curve else self.rates.expert_curve,
             head_curve=fit.head_curve or self.rates.head_curve,
         )
         return replace(
@@ -255,13 +259,7 @@ class StepTimeModel:
         cost, rates, priors = self.cost, self.rates, self.priors
         stages = self.pipeline_parallel_size
         overhead = stages * priors.step_overhead_s + cost.num_layers * priors.layer_overhead_s
-        linear = self._product_s(
-            cost.weight_bytes_read(shape.num_tokens),
-            cost.linear_flops(shape.num_tokens),
-            rates.linear_flops,
-            shape.num_tokens,
-            rates.linear_curve,
-        )
+        linear = self._layers_s(shape.num_tokens)
         head = 0.0
         if shape.num_sampled:
             head_flops = cost.head_flops_per_row * shape.num_sampled
@@ -293,6 +291,19 @@ class StepTimeModel:
             sequences,
             self._communication_s(shape),
         )
+
+    def _layers_s(self, num_tokens: int) -> float:
+        """Of the layers' products."""
+        cost, rates = self.cost, self.rates
+        flops, routed_s = cost.linear_flops(num_tokens), 0.0
+        if rates.expert_curve is not None:
+            flops = num_tokens * cost.linear_flops_per_token
+            for group in cost.experts:
+                rate = rates.expert_curve.at(group.rows_each(num_tokens))
+                routed_s += num_tokens * group.flops_per_token / rate
+        num_bytes = cost.weight_bytes_read(num_tokens)
+        peak, curve = rates.linear_flops, rates.linear_curve
+        return routed_s + self._product_s(num_bytes, flops, peak, num_tokens, curve)
 
     def _product_s(
         self, num_bytes: float, flops: float, peak: float, num_rows: int, curve: RateCurve | None

@@ -129,6 +129,10 @@ class Scheduler:
             self._finish(sequence)
         return bool(ended)
 
+    def knows(self, request_id: str) -> bool:
+        """Whether a request of that name is unfinished here."""
+        return request_id in self._requests
+
     @property
     def has_work(self) -> bool:
         """Whether ``schedule`` has anything to say, if only that sequences are to be forgotten."""

@@ -79,9 +79,23 @@ TensorParallelSize = Annotated[
     typer.Option(help="Devices (on a CPU: processes) that each layer is split over.", min=1),
 ]
 PipelineParallelSize = Annotated[
-    int | None, typer.Option(help="Devices that the layers are divided among.", min=1)
+    int | None,
+    typer.Option(help="Devices (on a CPU: processes) that the layers are divided among.", min=1),
+]
+StageLayers = Annotated[
+    str | None,
+    typer.Option(
+        help="Layers of each stage, such as 20,12, where stages are not to take equally long."
+    ),
 ]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.", min=1)]
+EnableExpertParallel = Annotated[
+    bool | None,
+    typer.Option(
+        "--enable-expert-parallel/--no-enable-expert-parallel",
+        help="Divide the experts among the devices that split the layers, instead of each expert.",
+    ),
+]
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens of prompt and output together.", min=1)
 ]

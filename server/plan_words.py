@@ -38,7 +38,8 @@ def decision(settings: Settings) -> str:
     if settings.kv_cache_dtype != "auto":
         parts.append(f"{settings.kv_cache_dtype} KV cache")
     if settings.tensor_parallel_size > 1:
-        parts.append(f"tensor parallel {settings.tensor_parallel_size}")
+        kind = "tensor and expert" if settings.enable_expert_parallel else "tensor"
+        parts.append(f"{kind} parallel {settings.tensor_parallel_size}")
     if settings.pipeline_parallel_size > 1:
         parts.append(f"pipeline parallel {settings.pipeline_parallel_size}")
     if settings.replicas > 1:

@@ -112,6 +112,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
             ("--speculative-tokens", options.speculative_tokens),
+            ("--stage-layers", options.stage_layers),
         ):
             if value is not None:
                 return f"{flag} is the native engine's; the simulated engine computes nothing"
@@ -389,6 +390,7 @@ def _as_sized(sized: Sized) -> dict[str, Any]:
         "quantization": candidate.scheme.name,
         "kv_cache_dtype": candidate.kv_dtype,
         "tensor_parallel_size": candidate.tensor_parallel_size,
+        "pipeline_parallel_size": candidate.pipeline_parallel_size,
         "max_num_seqs": limits.max_num_seqs,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
         "max_model_len": limits.max_model_len,

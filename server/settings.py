@@ -25,6 +25,7 @@ class EngineFlags:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     replicas: int | None = None
+    enable_expert_parallel: bool | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_model_len: int | None = None
@@ -47,6 +48,7 @@ class ServeOptions(EngineFlags):
     on: str | None = None
     slo: str | None = None
     workload: str | None = None
+    stage_layers: str | None = None
     max_prefill_chunk: int | None = None
     kv_cache_memory: str | None = None
     no_prefix_caching: bool = False
@@ -66,15 +68,20 @@ def engine_pins(options: EngineFlags) -> Pins:
     """What the user decided for the engine; the rest is the planner's.
 
     Raises:
-        ValueError: a size that is none, or a number below 1.
+        ValueError: a size or a list of numbers that is none, or a number below 1.
     """
     pinned = {name: getattr(options, name) for name in EngineFlags.__slots__}
     for name, value in pinned.items():
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     if not isinstance(options, ServeOptions):
         return Pins(**pinned)
     memory = options.kv_cache_memory
+    if options.stage_layers is not None:
+        pinned["stage_layers"] = parse_counts(options.stage_layers)
+        pinned["pipeline_parallel_size"] = options.pipeline_parallel_size or len(
+            pinned["stage_layers"]
+        )
     return Pins(
         **pinned,
         kv_cache_memory_bytes=None if memory is None else parse_size(memory),
@@ -111,3 +118,15 @@ def curl_line(url: str, *, with_key: bool, is_chat: bool) -> str:
         else ("completions", '{"prompt": "Once upon a time"}')
     )
     return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """``20,12`` as numbers.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a list of numbers such as 20,12")
+    return tuple(map(int, parts))

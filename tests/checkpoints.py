@@ -13,6 +13,8 @@ _FAMILIES = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
 }
 FAMILIES = tuple(_FAMILIES)
 
@@ -34,6 +36,17 @@ _TINY: dict[str, Any] = {
 }
 
 
+_EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 10,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+}
+
+
 def make_checkpoint(
     family: str,
     directory: Path,
@@ -41,15 +54,17 @@ def make_checkpoint(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
+    save_original_format: bool = True,
     **overrides: Any,
 ) -> Path:
-    """Saves a random model of a family ("llama", "qwen2", "qwen3", "mistral") in ``directory``.
+    """Saves a random model of one of the ``FAMILIES`` in ``directory``.
 
-    ``overrides`` are fields of the family's transformers configuration. Biases and norms are
+    ``overrides`` are fields of the family's transformers configuration. Experts are saved apart, or
+    those of a layer together if ``save_original_format`` is false. Biases and norms are
     random too (transformers starts them at 0 and 1), so that a forgotten one shows.
     """
     config_class, model_class = _FAMILIES[family]
-    fields = {**_TINY, **overrides}
+    fields = {**_TINY, **_EXPERTS.get(family, {}), **overrides}
     if family == "mistral":
         fields.setdefault("sliding_window", None)
     torch.manual_seed(seed)
@@ -58,7 +73,9 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
+    model.to(dtype).save_pretrained(
+        directory, max_shard_size=max_shard_size, save_original_format=save_original_format
+    )
     return directory
 
 

@@ -8,6 +8,7 @@ same integers); compressed-tensors is written by its own library.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ SHAPE: dict[str, Any] = {
     "head_dim": 32,
     "initializer_range": 0.1,
 }
+_LINEAR = re.compile(r"_proj$|\.w[123]$")
+"""What of a layer is quantized: not the router of experts, as the tools leave it."""
 _AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
 """AutoAWQ's ``order_map``: which of eight outputs stands at each place of a word."""
 
@@ -52,14 +55,21 @@ class PublishedFormat:
 
 
 def make_quantized(
-    published: PublishedFormat, directory: Path, *, skip: str = "", family: str = "llama"
+    published: PublishedFormat,
+    directory: Path,
+    *,
+    skip: str = "",
+    family: str = "llama",
+    **overrides: Any,
 ) -> tuple[Path, Path]:
     """A checkpoint in that format and the same one dequantized to float32.
 
-    Modules whose name contains ``skip`` (if it says anything) are left as they are.
+    Modules whose name contains ``skip`` (if it says anything) are left as they are; ``overrides``
+    are fields of the configuration.
     """
     stored, meant = directory / "quantized", directory / "dequantized"
-    source = make_checkpoint(family, directory / "source", dtype=torch.bfloat16, **SHAPE)
+    shape = {**SHAPE, **overrides}
+    source = make_checkpoint(family, directory / "source", dtype=torch.bfloat16, **shape)
     return quantize_checkpoint(published, source, stored, meant, skip=skip)
 
 
@@ -73,7 +83,7 @@ def quantize_checkpoint(
     reference: Tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         module = name.removesuffix(".weight")
-        if not module.endswith("_proj") or (skip and skip in module):
+        if not _LINEAR.search(module) or (skip and skip in module):
             tensors[name], reference[name] = tensor.clone(), tensor.float()
             continue
         parts, reference[name] = published.quantize(tensor.float())

@@ -158,7 +158,10 @@ def _reads(readings: DeviceReadings) -> Iterator[Reading]:
 def learn_model(model: StepTimeModel, key: FitKey, readings: ModelReadings, date: str) -> Learned:
     """Fits ``model`` to two thirds of the measured steps and judges it by the others."""
     curves = replace(
-        model.rates, linear_curve=_curve(readings.layers), head_curve=_curve(readings.head)
+        model.rates,
+        linear_curve=_curve(readings.layers),
+        expert_curve=None,
+        head_curve=_curve(readings.head),
     )
     fitted = replace(model, rates=curves, coefficients=(1.0,) * len(model.coefficients))
     held_out = readings.steps[_HELD_OUT - 1 :: _HELD_OUT]

@@ -17,10 +17,12 @@ from engine.native.kernels.library import (
     load_library,
     pointer,
 )
+from engine.native.layers.mlp import GatedMLP
 from engine.native.layers.norm import RMSNorm
 from engine.native.linear.compiled import PackedParameter
 from engine.native.memory import lazy_zeros
 from engine.native.models import decoder as modules
+from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from profiles.model_spec import ModelSpec
 
 _WORD_BYTES = 2
@@ -30,6 +32,7 @@ _WORD_BYTES = 2
 class CompiledForward:
     """The same computation as ``DecoderForCausalLM``'s, whose products must all be compiled ones.
 
+    In a ``pipeline`` that of its stage, as in ``ModularForward``.
     For models that it ``suits``, which real ones do.
     Memory for a step's intermediate results is kept from step to step.
     """
@@ -39,11 +42,13 @@ class CompiledForward:
         model: modules.DecoderForCausalLM,
         spec: ModelSpec,
         caches: list[LayerCache],
+        pipeline: Pipeline = SINGLE_STAGE,
         *,
         attends: bool = True,
     ) -> None:
         self._library = load_library()
         self._kept_alive = (model, caches)
+        self._pipeline = pipeline
         self._rotary = model.model.rotary
         self._spec = spec
         layers = [
@@ -54,9 +59,9 @@ class CompiledForward:
         self._layers = (DecoderLayer * len(layers))(*layers)
         self._decoder = Decoder(
             layers=self._layers,
-            embedding=_linear(model.model.embed_tokens),
-            head=_linear(model.lm_head),
-            final_norm=_norm(model.model.norm),
+            embedding=_linear(model.model.embed_tokens) if pipeline.is_first else Linear(),
+            head=_linear(model.lm_head) if pipeline.is_last else Linear(),
+            final_norm=_norm(model.model.norm) if pipeline.is_last else None,
             num_layers=len(layers),
             num_heads=spec.num_attention_heads,
             num_kv_heads=spec.num_kv_heads,
@@ -72,18 +77,26 @@ class CompiledForward:
 
     @staticmethod
     def suits(spec: ModelSpec) -> bool:
-        """Whether gate and up projection lie side by side, see ``linear.h``: whole panels each."""
-        return spec.intermediate_size % (2 * load_library().vector_lanes) == 0
+        """Whether all layers are dense, and gate and up projection lie side by side, see
+        ``linear.h``: whole panels each."""
+        lanes = load_library().vector_lanes
+        return not spec.has_experts and spec.intermediate_size % (2 * lanes) == 0
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
-        num_tokens = len(inputs.token_ids)
+        num_tokens, pipeline = len(inputs.token_ids), self._pipeline
+        if not pipeline.is_last:
+            rows = rows[:0]
         self._reserve(max(num_tokens, len(rows)))
+        hidden = self._buffers["hidden"][:num_tokens]
+        if not pipeline.is_first:
+            shape = (num_tokens, self._spec.hidden_size)
+            hidden.copy_(pipeline.receive(shape, torch.float32))
         if len(rows) > len(self._logits):
             self._logits = lazy_zeros((len(rows), self._spec.vocab_size), torch.float32)
         logits = self._logits[: len(rows)]
         step = DecoderStep(
             batch=batch_struct(inputs.attention),
-            token_ids=pointer(inputs.token_ids, torch.int64),
+            token_ids=pointer(inputs.token_ids, torch.int64) if pipeline.is_first else None,
             positions=pointer(inputs.positions, torch.int64),
             angles=pointer(self._rotary.table(inputs.max_context_len), torch.float32),
             sampled_tokens=pointer(rows, torch.int64),
@@ -91,6 +104,8 @@ class CompiledForward:
             logits=logits.data_ptr(),
         )
         self._library.decoder_forward(self._decoder, step, torch.get_num_threads())
+        if not pipeline.is_last:
+            pipeline.send(hidden.clone())  # the next step begins before it has arrived
         return logits
 
     def _reserve(self, num_tokens: int) -> None:
@@ -102,7 +117,7 @@ class CompiledForward:
         kv_heads = spec.num_kv_heads * spec.head_dim
         normed = max(spec.hidden_size, heads)
         projected = max(heads + 2 * kv_heads, spec.intermediate_size)
-        linears = [self._decoder.head]
+        linears = [self._decoder.head] if self._pipeline.is_last else []
         for layer in self._layers:  # a quantized checkpoint's need not be alike
             linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         groups = max(-(-linear.num_inputs // linear.group) for linear in linears)
@@ -123,6 +138,7 @@ class CompiledForward:
 
 def _layer(layer: modules.DecoderLayer, cache: LayerCache) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
+    assert isinstance(mlp, GatedMLP)
     return DecoderLayer(
         input_norm=_norm(layer.input_layernorm),
         post_attention_norm=_norm(layer.post_attention_layernorm),

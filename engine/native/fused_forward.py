@@ -12,14 +12,17 @@ from engine.native.layers.fused import (
     rotate_in_place,
     silu_and_mul,
 )
+from engine.native.layers.mlp import GatedMLP
+from engine.native.layers.moe import SparseMoE
 from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderLayer
 
 
 class FusedForward:
     """The same computation as ``DecoderForCausalLM``'s, which is its reference.
 
-    It allocates nothing that depends on the values of its inputs and waits for nothing, so that a
-    call can be captured in a CUDA graph. Inputs are tensors on the device.
+    Inputs are tensors on the device. Where no layer is a mixture of experts it allocates nothing
+    that depends on their values and waits for nothing, so that a call can be captured in a CUDA
+    graph.
     """
 
     def __init__(
@@ -52,13 +55,21 @@ class FusedForward:
                 hidden = add_rms_norm(update, residual, layer.input_layernorm)
             update = self._attend(layer.self_attn, hidden, inputs.positions, cache)
             hidden = add_rms_norm(update, residual, layer.post_attention_layernorm)
-            update = layer.mlp.down_proj(silu_and_mul(layer.mlp.gate_up_proj(hidden)))
+            update = self._feed_forward(layer.mlp, hidden)
         assert update is not None
         sampled = add_rms_norm(
             update.index_select(0, rows), residual.index_select(0, rows), model.norm
         )
         logits: Tensor = self._model.lm_head(sampled)
         return logits
+
+    def _feed_forward(self, mlp: GatedMLP | SparseMoE, hidden: Tensor) -> Tensor:
+        output: Tensor
+        if isinstance(mlp, GatedMLP):
+            output = mlp.down_proj(silu_and_mul(mlp.gate_up_proj(hidden)))
+        else:
+            output = mlp(hidden)
+        return output
 
     def _attend(
         self, attention: Attention, hidden: Tensor, positions: Tensor, cache: LayerCache

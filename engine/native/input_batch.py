@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -50,10 +50,13 @@ class InputBatch:
 
     Rows are reused; all index building is numpy over rows, so that a step costs a few
     microseconds for each sequence whatever the number of its tokens.
+
+    The ``num_blocks`` of its scheduler's plans are those of the cache from ``first_block`` on.
     """
 
-    def __init__(self, limits: SchedulerConfig) -> None:
+    def __init__(self, limits: SchedulerConfig, first_block: int = 0) -> None:
         self._limits = limits
+        self._first_block = first_block
         self._held: dict[int, _HeldSequence] = {}
         self._free_rows: list[int] = []
         max_blocks = -(-limits.max_model_len // limits.block_size)
@@ -177,7 +180,8 @@ class InputBatch:
                     f"sequence {scheduled.sequence_id} was given more blocks than max_model_len "
                     f"{self._limits.max_model_len} needs"
                 )
-            self._block_tables[held.row, first : first + len(new)] = new
+            in_cache = np.add(new, self._first_block)
+            self._block_tables[held.row, first : first + len(new)] = in_cache
             self._num_blocks[held.row] = first + len(new)
         return held.row
 
@@ -237,19 +241,24 @@ class InputBatch:
         self, sampling: Sequence[ScheduledSequence], sampled: Sequence[int]
     ) -> dict[int, tuple[int, ...]]:
         """Appends to each sequence those of its sampled tokens that count, and returns them."""
-        rows = [self._held[s.sequence_id].row for s in sampling]
-        last = self._num_tokens[rows]
-        accepted: list[tuple[int, ...]]
+        new: dict[int, tuple[int, ...]]
         if len(sampled) == len(sampling):
-            accepted = [(token_id,) for token_id in sampled]
+            new = {s.sequence_id: (i,) for s, i in zip(sampling, sampled, strict=True)}
         else:
             tokens = iter(sampled)
-            accepted = [s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling]
-            last += [len(token_ids) - 1 for token_ids in accepted]
+            new = {s.sequence_id: s.accepted(list(islice(tokens, s.num_sampled))) for s in sampling}
+        self.append(new)
+        return new
+
+    def append(self, new: Mapping[int, Sequence[int]]) -> None:
+        """Appends to each of these sequences what was sampled in the step that was built last."""
+        if not new:
+            return
+        rows = [self._held[sequence_id].row for sequence_id in new]
+        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in new.values()]
         # All but the last were drafts, which stand in their places already.
-        self._token_ids[rows, last] = [token_ids[-1] for token_ids in accepted]
+        self._token_ids[rows, last] = [token_ids[-1] for token_ids in new.values()]
         self._num_tokens[rows] = last + 1
-        return {s.sequence_id: ids for s, ids in zip(sampling, accepted, strict=True)}
 
 
 def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:

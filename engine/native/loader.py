@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from engine.native.checkpoint_names import Index, Piece, pieces_of
 from engine.native.parameter import ModelParameter, StoredTensor
 from engine.native.quantization import QuantizationHandler
 from engine.native.quantization.assembly import WeightAssembly
@@ -79,24 +80,29 @@ def load_weights(
             point, or unknown to the model.
     """
     wanted = _wanted_tensors(model)
+    elsewhere = _modules_elsewhere(model)
     missing = set(wanted)
     files = _files(directory)
     total = sum(path.stat().st_size for path in files)
-    assembly = WeightAssembly(handler, (name for path in files for name in _names(path)))
+    assembly = WeightAssembly(handler, (name for path in files for name, _ in _tensors(path)))
     with _progress_bar(show_progress, total) as progress:
         for path in files:
-            for stored_name, slices in _tensors(path):
+            for part, slices in _tensors(path):
                 progress(slices.nbytes)
-                whole = _add(path, assembly, stored_name, slices)
+                if _is_within(part, elsewhere):
+                    continue
+                whole = _add(path, assembly, part, slices)
                 if whole is None:
                     continue
                 name, stored = whole
+                # What was brought together has no name in the file.
+                shown = slices.name if stored is slices else name
                 if name in wanted:
-                    _load(path, name, stored, *wanted[name])
+                    _load(path, shown, stored, *wanted[name])
                     missing.discard(name)
                 elif not (_is_harmless(name) or assembly.does_without(name, stored)):
                     raise WeightLoadingError(
-                        f"{path.name} holds {name}, which a model of this config.json has no use "
+                        f"{path.name} holds {shown}, which a model of this config.json has no use "
                         "for"
                     )
     if missing:
@@ -118,6 +124,20 @@ def _wanted_tensors(model: nn.Module) -> dict[str, tuple[ModelParameter, str]]:
         for part in parameter.parts:
             wanted[f"{prefix}.{part}.{kind}"] = (parameter, part)
     return wanted
+
+
+def _modules_elsewhere(model: nn.Module) -> set[str]:
+    """Names of the modules that only other ranks hold, as their parents say."""
+    return {
+        f"{parent}.{name}"
+        for parent, module in model.named_modules()
+        for name in getattr(module, "elsewhere", ())
+    }
+
+
+def _is_within(name: str, modules: set[str]) -> bool:
+    """Whether a tensor belongs to one of these modules."""
+    return any(name[: dot.start()] in modules for dot in re.finditer(r"\.", name))
 
 
 def _is_harmless(name: str) -> bool:
@@ -152,43 +172,40 @@ def _files(directory: Path) -> list[Path]:
 
 
 class _StoredSlices:
-    """A tensor of an open safetensors file, read slice by slice."""
+    """A tensor of an open safetensors file, or a piece of one, read slice by slice."""
 
-    def __init__(self, file: safe_open, name: str) -> None:
-        self._slices = file.get_slice(name)  # type: ignore[no-untyped-call]
-        self.shape: tuple[int, ...] = tuple(self._slices.get_shape())
-        dtype_name: str = self._slices.get_dtype()
+    def __init__(self, name: str, slices: Any, piece: Piece) -> None:
+        self._slices = slices
+        self._piece = piece
+        self.name = name if piece.rows is None else piece.name
+        dtype_name: str = slices.get_dtype()
         found = (_DTYPES | _PACKED_DTYPES).get(dtype_name)
         if found is None:
             raise WeightLoadingError(f"{name} is stored as {dtype_name}, which is not supported")
         self.dtype = found
+        shape = tuple(slices.get_shape())
+        if piece.rows is not None:
+            _, first, end = piece.rows
+            shape = (end - first, shape[-1])
+        self.shape: tuple[int, ...] = shape
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def __getitem__(self, index: slice | tuple[slice, ...] | EllipsisType) -> torch.Tensor:
-        tensor: torch.Tensor = self._slices[index]
-        return tensor
-
-
-def _names(path: Path) -> list[str]:
-    """Of a file's tensors, those of one module together."""
-    with _opened(path) as file:
-        return sorted(file.keys())
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        tensor: torch.Tensor = self._slices[self._piece.within(index)]
+        return tensor if self._piece.rows is None else tensor[0]
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, _StoredSlices]]:
-    with _opened(path) as file:
-        for name in sorted(file.keys()):
-            yield name, _StoredSlices(file, name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+    """The model's tensors that a file holds, by the model's names; those of a module together."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
+            for name in sorted(file.keys()):
+                slices = file.get_slice(name)
+                for piece in pieces_of(name, slices.get_shape()):
+                    yield piece.name, _StoredSlices(name, slices, piece)
     except (SafetensorError, OSError) as error:
         raise WeightLoadingError(
             f"{path} is not a complete safetensors file: {_one_line(error)}"

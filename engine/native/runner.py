@@ -22,7 +22,8 @@ from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
 from engine.native.models import build_model
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
-from engine.native.parallel.partition import check_divisible, kv_heads_of
+from engine.native.parallel.partition import check_divisible, kv_heads_of, stage_of
+from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from engine.native.quantization import handler_for
 from engine.native.random_weights import fill_with_noise
 from engine.native.sampling.select import select_sampling_backend
@@ -53,18 +54,27 @@ class ModelRunner:
     scheduler's to give out. One thread calls it: it is not thread-safe.
 
     With several ``ranks`` it holds a part of the model and of the cache. All ranks run the same
-    plans, and sample the same tokens from the same logits.
+    plans, and sample the same tokens from the same logits. In a ``pipeline`` it holds a stage,
+    runs that stage's part of each plan, and only samples in the last stage.
+
+    There are as many lanes as stages: batches that proceed by themselves, each with a scheduler, a
+    share of the cache and sequences of its own.
 
     Raises:
         ModelSpecError: the model is not supported, not for sequences so long, or cannot be split
-            over so many ranks.
+            over so many ranks or stages.
         WeightLoadingError: the weights are missing or broken.
         ValueError: ``dtype``, ``device`` or ``attention_backend`` of the configuration is unknown,
             or they do not go together.
         KernelBuildError: the native backend was asked for by name and cannot be built.
     """
 
-    def __init__(self, config: EngineConfig, ranks: Communicator = SINGLE_RANK) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        ranks: Communicator = SINGLE_RANK,
+        pipeline: Pipeline = SINGLE_STAGE,
+    ) -> None:
         limits = config.scheduler
         dtype = DTYPES.get(config.dtype)
         if dtype is None:
@@ -75,10 +85,12 @@ class ModelRunner:
         if config.load_format not in LOAD_FORMATS:
             known = ", ".join(LOAD_FORMATS)
             raise ValueError(f"load_format {config.load_format!r} is unknown (known: {known})")
-        self._device = open_device(config.device, ranks.rank)
+        rank = pipeline.rank * ranks.size + ranks.rank  # as ``place_of`` counts
+        self._device = open_device(config.device, rank)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-        check_divisible(self.spec, ranks.size)
-        with rank_0_first(ranks):
+        check_divisible(self.spec, ranks.size, config.enable_expert_parallel)
+        stage = stage_of(self.spec, pipeline.rank, pipeline.size, config.stage_layers)
+        with rank_0_first(ranks), rank_0_first(pipeline):
             self._backend = select_attention_backend(
                 config.attention_backend,
                 dtype,
@@ -88,19 +100,32 @@ class ModelRunner:
             self._kernels = self._choose_kernels(config, dtype, ranks)
         self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
-            self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
-        self._fill_model(config, show_progress=config.show_progress and ranks.rank == 0)
+            self._model = build_model(
+                self.spec,
+                limits.max_model_len,
+                self._kernels,
+                dtype,
+                ranks,
+                stage,
+                expert_parallel=config.enable_expert_parallel,
+            )
+        self._fill_model(config, show_progress=config.show_progress and rank == 0)
         kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
-            self.spec.num_layers,
-            limits.num_blocks,
+            len(stage.layers),
+            pipeline.size * limits.num_blocks,
             kv_heads.stop - kv_heads.start,
             limits.block_size,
             self.spec.head_dim,
         )
         self._limits = limits
-        self._forward = self._choose_forward(config, ranks)
-        self._batch = InputBatch(limits)
+        self._forward = self._choose_forward(config, ranks, pipeline)
+        self._batches = [
+            InputBatch(limits, first_block=lane * limits.num_blocks)
+            for lane in range(pipeline.size)
+        ]
+        self.samples = pipeline.is_last
+        """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
 
     def _choose_kernels(
         self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
@@ -109,7 +134,13 @@ class ModelRunner:
             return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
         stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
         return choose_linear_kernels(
-            self.spec, config.quantization, stored, dtype, config.linear_kernel, ranks.size
+            self.spec,
+            config.quantization,
+            stored,
+            dtype,
+            config.linear_kernel,
+            ranks.size,
+            expert_parallel=config.enable_expert_parallel,
         )
 
     def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
@@ -120,13 +151,15 @@ class ModelRunner:
         handler = None if stored is None else handler_for(stored)
         load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
 
-    def _choose_forward(self, config: EngineConfig, ranks: Communicator) -> Forward:
+    def _choose_forward(
+        self, config: EngineConfig, ranks: Communicator, pipeline: Pipeline
+    ) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
         if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
-            return CompiledForward(model, self.spec, caches)
-        if backend.name != "triton":
-            modular = ModularForward(model, caches, backend)
+            return CompiledForward(model, self.spec, caches, pipeline)
+        if backend.name != "triton" or pipeline.size > 1:
+            modular = ModularForward(model, caches, backend, pipeline)
             if self._device.type == "cpu":
                 return modular
             return StagedForward(modular, Staging(self._device, _STAGING_BYTES), graphs=None)
@@ -136,8 +169,9 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        # Not every kind of collective can be captured.
-        if self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1:
+        # Not every kind of collective can be captured, nor experts, which the host looks up.
+        can_capture = ranks.size == 1 and not self.spec.has_experts
+        if self._device.type == "cuda" and config.cuda_graphs and can_capture:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
@@ -150,37 +184,43 @@ class ModelRunner:
     @property
     def num_sequences(self) -> int:
         """Sequences that have started and have not been dropped."""
-        return len(self._batch)
+        return sum(map(len, self._batches))
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step.
+    def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
+        """Runs one step of a lane.
 
         Raises:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
         start = time.perf_counter()
-        self._batch.apply(plan)
+        batch = self._batches[lane]
+        batch.apply(plan)
         sampled: dict[int, tuple[int, ...]] = {}
         if plan.scheduled:
-            inputs = self._batch.build(plan.scheduled)
+            inputs = batch.build(plan.scheduled)
             with torch.inference_mode():
                 logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if inputs.sampling:
-                    rows = self._batch.sampling_rows(inputs.sampling)
+                if self.samples and inputs.sampling:
+                    rows = batch.sampling_rows(inputs.sampling)
                     tokens = sampler.sample(logits, rows, self._sampling)
-                    sampled = self._batch.take_in(inputs.sampling, tokens)
+                    sampled = batch.take_in(inputs.sampling, tokens)
                 elif self._device.type == "cuda":
                     torch.cuda.current_stream().synchronize()  # or its time would be the next one's
         return StepResult(sampled, time.perf_counter() - start)
+
+    def take_in(self, result: StepResult, lane: int) -> None:
+        """Learns what the last stage sampled in a lane's step before."""
+        self._batches[lane].append(result.sampled_token_ids)
 
     def forward(self, plan: StepPlan, rows: Sequence[int] | None = None) -> Tensor:
         """Runs a step without sampling: the logits of its tokens in plan order, or of ``rows``.
 
         Returns float32 [number of rows, vocab_size]. For tests and for measuring quality.
         """
-        self._batch.apply(plan)
+        batch = self._batches[0]
+        batch.apply(plan)
         with torch.inference_mode():
-            inputs = self._batch.build(plan.scheduled)
+            inputs = batch.build(plan.scheduled)
             wanted = torch.arange(len(inputs.token_ids)) if rows is None else torch.tensor(rows)
             logits = self._forward.logits(inputs, wanted.long())
             return logits.to("cpu", copy=True)

@@ -8,8 +8,10 @@ from profiles.numerics import why_not_checkpoint
 ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
+    "MixtralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
 )
 ROPE_TYPES = (
     RopeType.DEFAULT,
@@ -45,5 +47,7 @@ def check_supported(spec: ModelSpec) -> None:
         )
     if spec.rope.partial_rotary_factor != 1:
         raise ModelSpecError("partial_rotary_factor is not supported (supported: 1.0)")
+    if any(layer.mlp.shared_intermediate_size for layer in spec.layers):
+        raise ModelSpecError("experts that every token passes (shared experts) are not supported")
     if spec.sliding_rope is not None:
         raise ModelSpecError("rope parameters that differ between layer types are not supported")

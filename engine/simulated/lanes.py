@@ -12,14 +12,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 
 from engine.config import SimulatedConfig, SimulatedPool
 from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
-from scheduler.scheduler import Scheduler, SchedulerStats
+from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
 
 logger = logging.getLogger(__name__)
@@ -112,14 +111,7 @@ class SimulatedLoop:
             self._send(Progress(outputs=tuple(outputs), stats=self._stats()))
 
     def _stats(self) -> EngineStats:
-        parts = [lane.stats for lane in self._lanes]
-        names = [field.name for field in fields(SchedulerStats)]
-        totals = {name: sum(getattr(part.scheduler, name) for part in parts) for name in names}
-        return EngineStats(
-            scheduler=SchedulerStats(**totals),
-            num_steps=sum(part.num_steps for part in parts),
-            step_seconds=sum(part.step_seconds for part in parts),
-        )
+        return EngineStats.total([lane.stats for lane in self._lanes])
 
 
 class Lane:

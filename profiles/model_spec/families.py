@@ -174,6 +174,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "linear_num_value_heads": 32,
                 "shared_expert_intermediate_size": 512,
                 "partial_rotary_factor": 0.25,
+                "norm_topk_prob": True,
             },
             biases=_attention_bias,
             traits=AttentionTraits(qk_norm=True, gated=True),
@@ -208,7 +209,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             biases=_attention_bias, latent=True, experts=ExpertStyle.DEEPSEEK
         ),
         "DeepseekV3ForCausalLM": Family(
-            defaults={"first_k_dense_replace": 3, "topk_method": "noaux_tc"},
+            defaults={
+                "first_k_dense_replace": 3,
+                "topk_method": "noaux_tc",
+                "norm_topk_prob": True,
+            },
             biases=_attention_bias,
             latent=True,
             experts=ExpertStyle.DEEPSEEK,

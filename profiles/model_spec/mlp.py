@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from profiles.model_spec.fields import Config, ModelSpecError, count, number
+from profiles.model_spec.fields import Config, ModelSpecError, count, flag, number
 from profiles.model_spec.layers import MlpSpec
 from profiles.model_spec.tensors import EXPERT, TensorRole, Weight, linear
 
@@ -76,6 +76,13 @@ def gated_mlp(
         weights += linear(f"{prefix}.{name}", hidden_size, outputs, role, bias=bias)
     weights += linear(f"{prefix}.down_proj", size, hidden_size, role, bias=bias)
     return tuple(weights)
+
+
+def renormalizes(config: Config, style: ExpertStyle) -> bool:
+    """Whether the shares of a token's chosen experts are scaled to add up to 1."""
+    if style in (ExpertStyle.MIXTRAL, ExpertStyle.GPT_OSS):
+        return True
+    return style is not ExpertStyle.NONE and flag(config, "norm_topk_prob", default=False)
 
 
 def _num_experts_name(config: Config, style: ExpertStyle) -> str:

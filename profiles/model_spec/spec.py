@@ -22,7 +22,7 @@ from profiles.model_spec.checkpoint import read_stored_tensors
 from profiles.model_spec.families import FAMILIES, LINEAR, SLIDING, Family, read_layer_types
 from profiles.model_spec.fields import Config, ModelSpecError, flag, number, read_json, section
 from profiles.model_spec.layers import AttentionKind, LayerSpec
-from profiles.model_spec.mlp import feed_forward
+from profiles.model_spec.mlp import feed_forward, renormalizes
 from profiles.model_spec.quantization import CheckpointQuantization, read_quantization
 from profiles.model_spec.rope import RopeConfig, read_positions
 from profiles.model_spec.tensors import Tensor, TensorRole, Weight, WeightLayout, linear, norm
@@ -64,6 +64,8 @@ class ModelSpec:
     mlp_bias: bool
     qk_norm: bool
     """Queries and keys pass an RMSNorm before rotation (over ``head_dim``, but for OLMo 2)."""
+    norm_topk_prob: bool
+    """The shares of a token's chosen experts are scaled to add up to 1."""
     eos_token_ids: tuple[int, ...]
     dtype: str
     """Type that the checkpoint says its weights are stored in, or were before quantization."""
@@ -142,6 +144,11 @@ class ModelSpec:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layer is a mixture of experts."""
+        return any(layer.mlp.num_experts for layer in self.layers)
 
     @property
     def sliding_window(self) -> tuple[int | None, ...]:
@@ -228,6 +235,7 @@ def _read(config: Config, generation: Config, stored_bytes: int | None) -> Model
         o_bias=biases.output,
         mlp_bias=biases.mlp,
         qk_norm=family.traits.qk_norm,
+        norm_topk_prob=renormalizes(fields, family.experts),
         eos_token_ids=_eos_token_ids(generation) or _eos_token_ids(fields),
         dtype=_dtype(fields),
         quantization=read_quantization(fields, layout),

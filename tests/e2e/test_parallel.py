@@ -1,4 +1,7 @@
-"""A server whose model is split over two processes: what it answers, and losing one of them."""
+"""A server whose model is split over two processes: what it answers, and losing one of them.
+
+Once they split every layer, once they are two stages of a pipeline.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -28,26 +32,42 @@ def worker_pids(server: ServerProcess) -> list[int]:
     return [c.pid for c in children if "engine.native.parallel.worker" in c.cmdline()]
 
 
-@pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=["tensor", "pipeline"])
+def split(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("split") / "log"
-    with serving(log, *FLAGS, "--tensor-parallel-size", "2") as process:
+    with serving(log, *FLAGS, f"--{request.param}-parallel-size", "2") as process:
         process.wait_until_ready()
         yield process
     assert process.process.returncode == 0
     assert not NOISE.search(log.read_text())
 
 
-def test_answers_are_those_of_one_process(split: ServerProcess, tmp_path: Path) -> None:
-    with serving(tmp_path / "log", *FLAGS) as single:
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Answers of one process."""
+    with serving(tmp_path_factory.mktemp("single") / "log", *FLAGS) as single:
         single.wait_until_ready()
-        answers = [
-            httpx.post(f"{server.base_url}/v1/completions", json=SAYS, timeout=60).json()
-            for server in (split, single)
-        ]
         assert worker_pids(single) == []
-    assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
-    assert "tensor parallel 2" in split.log.read_text()
+        return answers(single)
+
+
+def answers(server: ServerProcess) -> list[str]:
+    """What it says to several requests at once, each lane of a pipeline among them."""
+
+    def answer(number: int) -> str:
+        body = SAYS | {"prompt": f"What is {number} + 2?"}
+        response = httpx.post(f"{server.base_url}/v1/completions", json=body, timeout=60)
+        return str(response.json()["choices"][0]["text"])
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(answer, range(6)))
+
+
+def test_answers_are_those_of_one_process(split: ServerProcess, expected: list[str]) -> None:
+    assert answers(split) == expected
+    assert re.search("(tensor|pipeline) parallel 2", split.log.read_text())
     assert len(worker_pids(split)) == 1
 
 

@@ -19,7 +19,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler, SchedulerStats
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.quantized_checkpoints import FORMATS, make_quantized
 from tests.step_times import host_bound_model
 
@@ -44,7 +44,7 @@ class Variant:
         return "-".join(filter(None, astuple(self)))
 
 
-PLAIN = [Variant(family) for family in ("llama", "qwen2", "qwen3", "mistral")]
+PLAIN = [Variant(family) for family in FAMILIES]
 SMALL = [
     Variant("llama", "none", "bfloat16"),
     Variant("qwen3", "int8", "bfloat16", "int8-activations"),
@@ -54,6 +54,9 @@ SMALL = [
     Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
     Variant("llama", "awq", "bfloat16", "int8-activations", "awq-g32"),
     Variant("qwen3", "fp8", "bfloat16", "fp32-activations", "fp8-block"),
+    Variant("qwen3_moe", "awq", "bfloat16", "int8-activations", "awq-g32"),
+    Variant("qwen3_moe", "int8", "bfloat16", "int8-activations"),
+    Variant("mixtral", "int4", "int8", "int8-activations"),
 ]
 
 

@@ -82,6 +82,19 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
         ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 64 tokens of the 1024"),
         ({"tensor_parallel_size": 3}, "16 attention heads do not divide by 3"),
         ({"tensor_parallel_size": 1024}, "tensor_parallel_size 1024: 1024 ranks need a core"),
+        ({"pipeline_parallel_size": 1024}, "pipeline_parallel_size 1024: 1024 ranks need a core"),
+        (
+            {"tensor_parallel_size": 2, "pipeline_parallel_size": 512},
+            "tensor_parallel_size 2, pipeline_parallel_size 512: 1024 ranks need a core",
+        ),
+        (
+            {"pipeline_parallel_size": 2, "stage_layers": (20, 9)},
+            "stage_layers 20,9: each stage needs a layer, and the model has 28",
+        ),
+        (
+            {"pipeline_parallel_size": 3, "stage_layers": (20, 8)},
+            "stage_layers 20,8: 2 stages, but pipeline_parallel_size is 3",
+        ),
         ({"quantization": "fp8"}, "needs a checkpoint that was quantized beforehand"),
     ],
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from planner.ledger import GIB, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
+from planner.stages import bytes_by_layer
 from profiles.model_library import find_known_model
 from profiles.model_spec import TensorRole
 from profiles.step_cost import WeightFormat
@@ -104,6 +105,19 @@ def test_stages_of_a_pipeline_hold_their_layers_only() -> None:
     staged = on_device(replace(LARGE, tensor_parallel_size=1, pipeline_parallel_size=2), gib=200)
     assert staged.kv_block_bytes == single.kv_block_bytes // 2
     assert 0.49 < staged.weights_bytes / single.weights_bytes < 0.53
+
+
+def test_the_fullest_stage_bounds_the_cache() -> None:
+    """A native pipeline of unequal stages: each has room for the blocks, one has no more."""
+    demand = replace(SMALL, pipeline_parallel_size=3)
+    assert demand.stage_layers == (13, 12, 3)  # of 28; the head is as large as ten
+    ledger = on_host(demand, kv_cache_bytes=2**30)
+    layer_bytes = 2 * 8 * 128 * 4 * 16
+    assert [demand.kv_block_bytes_of(i) for i in range(3)] == [n * layer_bytes for n in (13, 12, 3)]
+    assert ledger.num_kv_blocks == 2**30 // (13 * layer_bytes)
+    by_layer = sum(bytes_by_layer(SMALL.spec, SMALL.weights)[:13])
+    embedding = 151936 * 1024 * SMALL.weights.bytes_of(TensorRole.EMBEDDING)
+    assert ledger.weights_bytes == by_layer + embedding
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,25 @@ def test_the_ledger_and_a_step_count_the_same_weights(spec: ModelSpec) -> None:
         assert found.model.cost.head_bytes == pytest.approx(matrix * of_ends / 8)
 
 
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
+def test_experts_are_quantized_and_their_router_is_not(scheme: str) -> None:
+    spec = find_known_model("Qwen3-30B-A3B").spec
+    found = sized(spec, on="64xcpu-avx512-vnni", quantization=scheme)
+    counts = spec.parameters_by_role
+    bits = SCHEMES[scheme].bits_per_weight if scheme != "none" else 16
+    ends = 16 if scheme == "none" else 8.01
+    expected = (
+        (counts[TensorRole.EXPERTS] + counts[TensorRole.ATTENTION]) * bits
+        + sum(counts[role] for role in ENDS) * ends
+        + counts[TensorRole.ROUTER] * 16
+        + counts[TensorRole.NORM] * 32
+    ) / 8
+    assert found.ledger.weights_bytes == pytest.approx(expected, rel=1e-6)
+    # One token reads 8 of 128 experts.
+    read = found.model.cost.weight_bytes_read(1)
+    assert 0.05 * expected < read < 0.11 * expected
+
+
 @pytest.mark.parametrize(
     ("kv_cache_dtype", "num_bytes"), [("float32", 4), ("bfloat16", 2), ("int8", 1 + 4 / 128)]
 )

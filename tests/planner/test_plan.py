@@ -14,7 +14,7 @@ from planner.candidates import PinError, Pins, Question, with_cpu_ranks
 from planner.choose import make_plan
 from planner.plan import SCHEMA, Plan, PlanFileError, read_plan
 from planner.predict import run
-from planner.sizing import size_all
+from planner.sizing import Sizing, size_all
 from planner.split import why_not_in_groups, why_not_tensor_parallel
 from profiles.catalog import load_catalog
 from profiles.hardware import parse_hardware
@@ -353,6 +353,12 @@ def test_targets_that_are_hardly_met_are_planned_for_even_if_everything_is_pinne
         assert share > 0.5 or plan.status == "refused"
 
 
+def test_more_stages_than_layers_are_refused() -> None:
+    question = ask("Qwen3-0.6B", "32xcpu-avx512", engine="native", pipeline_parallel_size=29)
+    with pytest.raises(PinError, match="pipeline_parallel_size 29: the model has only 28 layers"):
+        make_plan(with_cpu_ranks(question))
+
+
 def test_groups_of_weights_are_not_split() -> None:
     question = Question(
         "1.5B",
@@ -370,3 +376,41 @@ def test_groups_of_weights_are_not_split() -> None:
     with pytest.raises(PinError, match="quantization int4_g128: 8960 inputs over 4 ranks"):
         size_all(pinned, group, 4)
     assert why_not_in_groups(question.spec, 128, 2) is None
+
+
+def test_experts_are_divided_where_the_user_says_so() -> None:
+    def sizing(model: str, **pins: object) -> Sizing:
+        question = ask(model, "8xcpu-avx512-vnni", engine="native", max_model_len=2048, **pins)
+        question = replace(with_cpu_ranks(question), available_bytes=2**40)
+        (group,) = question.hardware
+        memory = replace(group.profile.memory_bytes, value=2**40)
+        return size_all(
+            question, replace(group, profile=replace(group.profile, memory_bytes=memory)), 4
+        )
+
+    # An expert is 768 channels wide, which 8 ranks divide through a group of 128.
+    split = sizing("Qwen3-30B-A3B", tensor_parallel_size=8)
+    assert split.rejected["int4_g128 TP 8"] == (
+        "768 inputs over 8 ranks are 96 each, which breaks groups of 128 weights"
+    )
+    by_expert = sizing("Qwen3-30B-A3B", tensor_parallel_size=8, enable_expert_parallel=True)
+    assert "int4_g128" in {sized.candidate.scheme.name for sized in by_expert.fitting}
+    with pytest.raises(PinError, match="enable_expert_parallel: the model has no experts"):
+        sizing("Llama-3.1-8B", enable_expert_parallel=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "expert_parallel", "reason"),
+    [
+        ("Qwen3-30B-A3B", 4, False, None),
+        ("Qwen3-30B-A3B", 4, True, None),
+        ("Mixtral-8x7B-v0.1", 8, True, None),
+        ("Mixtral-8x7B-v0.1", 16, True, "8 experts do not divide by 16"),
+        ("Mixtral-8x7B-v0.1", 16, False, None),
+    ],
+)
+def test_experts_that_are_left_over_are_named(
+    model: str, size: int, expert_parallel: bool, reason: str | None
+) -> None:
+    spec = find_known_model(model).spec
+    assert why_not_tensor_parallel(spec, size, expert_parallel=expert_parallel) == reason

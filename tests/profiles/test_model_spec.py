@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from profiles.model_library import find_known_model
 from profiles.model_spec import (
     AttentionKind,
     ModelSpec,
@@ -62,6 +63,26 @@ def test_counts_the_parameters_that_transformers_has(
 def test_kv_bytes_count_keys_and_values_of_all_layers() -> None:
     # 2 layers * 2 KV heads * 8 dimensions * (key and value) * 2 bytes
     assert spec_of().kv_bytes_per_token(2) == 2 * 2 * 8 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stored", "expected"),
+    [
+        ("LlamaForCausalLM", True, False),
+        ("MixtralForCausalLM", None, True),
+        ("MixtralForCausalLM", False, True),
+        ("Qwen2MoeForCausalLM", None, False),
+        ("Qwen3MoeForCausalLM", None, False),
+        ("Qwen3MoeForCausalLM", True, True),
+    ],
+)
+def test_shares_of_experts_add_up_to_1_where_the_family_says_so(
+    architecture: str, stored: bool | None, expected: bool
+) -> None:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    assert spec_of(architecture, **sizes, norm_topk_prob=stored).norm_topk_prob is expected
+    names = ("Qwen3-30B-A3B", "Qwen3-Next-80B-A3B-Instruct", "DeepSeek-V3", "gpt-oss-20b")
+    assert all(find_known_model(name).spec.norm_topk_prob for name in names)
 
 
 def test_biases_follow_the_family() -> None:

@@ -62,6 +62,14 @@ def test_more_tokens_touch_more_experts_up_to_all() -> None:
     assert few < 8 * one
 
 
+def test_an_expert_that_is_touched_has_few_of_a_step_s_rows() -> None:
+    (experts,) = cost_of(find_known_model("Qwen/Qwen3-30B-A3B").spec).experts
+    assert experts.num_touched(1) == pytest.approx(8)
+    assert experts.rows_each(1) == pytest.approx(1)
+    assert 1 < experts.rows_each(16) < 2
+    assert experts.rows_each(4096) == pytest.approx(4096 * 8 / 128)
+
+
 def test_expert_operations_are_those_of_the_chosen_ones() -> None:
     spec = find_known_model("Qwen/Qwen3-30B-A3B").spec
     embedding = spec.vocab_size * spec.hidden_size

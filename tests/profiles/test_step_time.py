@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from profiles.model_library import find_known_model
 from profiles.step_cost import StepShape
 from profiles.step_time import (
     TERMS,
@@ -19,7 +20,7 @@ from profiles.step_time import (
     StepTimeFit,
     StepTimeModel,
 )
-from tests.step_times import tiny_cost
+from tests.step_times import cost_of, tiny_cost
 
 PRIORS = Priors(
     bandwidth=0.8,
@@ -105,6 +106,22 @@ def test_measured_products_replace_the_roofline(model: StepTimeModel) -> None:
     assert terms["head"] == pytest.approx(model.cost.head_flops_per_row / 2e9)
 
 
+def test_measured_products_of_experts_are_those_of_the_rows_that_each_has(
+    model: StepTimeModel,
+) -> None:
+    cost = cost_of(find_known_model("Qwen/Qwen3-30B-A3B").spec)
+    (experts,) = cost.experts
+    curve = RateCurve((1.0, 512.0), (1e9, 100e9))
+    rates = replace(model.rates, linear_curve=curve, expert_curve=curve)
+    measured = replace(model, cost=cost, rates=rates)
+    for num_tokens in (1, 32, 512):
+        terms = measured.terms(StepShape.of([(0, num_tokens)], (None,), 1))
+        dense = num_tokens * cost.linear_flops_per_token / curve.at(num_tokens)
+        rows = experts.rows_each(num_tokens)
+        routed = num_tokens * experts.flops_per_token / curve.at(rows)
+        assert terms[TERMS.index("linear")] == pytest.approx(dense + routed)
+
+
 def test_activations_pass_through_memory_as_often_as_the_engine_lets_them() -> None:
     fused = replace(PRIORS, activation_passes=2.0)
     shape = StepShape.of([(0, 100)], (None,), 1)
@@ -137,6 +154,7 @@ def test_with_fit_takes_over_all_that_was_learned(model: StepTimeModel) -> None:
     fitted = model.with_fit(fit)
     inside = StepShape.of([(10, 1)], (None,), 1)
     assert fitted.rates.linear_curve == fit.linear_curve
+    assert fitted.rates.expert_curve is None
     assert fitted.rates.head_curve is None
     assert fitted.predict(inside).spread_s == pytest.approx(0.03 * fitted.predict(inside).seconds)
     outside = StepShape.of([(0, 97)], (None,), 1)

@@ -53,6 +53,7 @@ def test_help_has_an_example(command: tuple[str, ...]) -> None:
         (["serve", "--engine", "none"], "--engine"),
         (["serve", "--on", "L40S"], "--engine simulated"),
         (["serve", "--tensor-parallel-size", "1024"], "tensor_parallel_size 1024"),
+        (["serve", "--enable-expert-parallel"], "the model has no experts"),
         (["serve", "--plan", "/no/such/plan.yaml"], "/no/such/plan.yaml"),
         (["chat", "--base-url", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         (["chat", "--base-url", "nonsense"], "nonsense"),

@@ -135,6 +135,26 @@ def test_ranks_share_what_one_rank_would_have() -> None:
     assert plan_words.decision(two.settings).endswith("tensor parallel 2")
 
 
+def test_stages_hold_their_layers_and_a_lane_each() -> None:
+    one, two = native(), native(pipeline_parallel_size=2, max_num_seqs=32)
+    assert isinstance(two.config, EngineConfig)
+    assert (two.config.tensor_parallel_size, two.config.pipeline_parallel_size) == (1, 2)
+    assert two.config.stage_layers == (19, 9)  # the head is as large as ten layers
+    assert two.config.scheduler.max_num_seqs == 16
+    assert two.config.max_num_seqs == two.settings.max_num_seqs == 32
+    assert two.config.scheduler.num_blocks == two.settings.num_kv_blocks // 2
+    assert one.plan.ledger is not None
+    assert two.plan.ledger is not None
+    assert two.plan.ledger.usable_bytes == one.plan.ledger.usable_bytes // 2
+    assert plan_words.decision(two.settings).endswith("pipeline parallel 2")
+    asked = native(stage_layers="8,20").config
+    assert isinstance(asked, EngineConfig)
+    assert (asked.pipeline_parallel_size, asked.stage_layers) == (2, (8, 20))
+    both = native(pipeline_parallel_size=2, tensor_parallel_size=2).config
+    assert isinstance(both, EngineConfig)
+    assert both.num_ranks == 4
+
+
 def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     plan = write_plan(path, "Qwen3-0.6B", "4xcpu-avx2", max_model_len=4096, tensor_parallel_size=2)
@@ -144,6 +164,30 @@ def test_ranks_of_a_plan_file_are_started_and_a_flag_wins(tmp_path: Path) -> Non
         assert isinstance(decision.config, EngineConfig)
         assert decision.config.tensor_parallel_size == expected
         assert decision.settings.tensor_parallel_size == expected
+
+
+def test_experts_are_divided_by_a_flag_or_a_plan_file(tmp_path: Path) -> None:
+    model = find_known_model("Qwen3-30B-A3B")
+    machine = replace(MACHINE, available_bytes=22 * GIB)
+
+    def decided(plan: Plan | None = None, **flags: object) -> Decision:
+        options = ServeOptions(**flags)  # type: ignore[arg-type]
+        return decide_native(options, model.name, Path("/model"), model.spec, machine, plan)
+
+    flags = {"tensor_parallel_size": 2, "max_model_len": 2048, "quantization": "int4"}
+    for decision, expected in (
+        (decided(**flags), False),
+        (decided(**flags, enable_expert_parallel=True), True),
+    ):
+        assert isinstance(decision.config, EngineConfig)
+        assert decision.config.enable_expert_parallel is expected
+        assert decision.settings.enable_expert_parallel is expected
+        path = tmp_path / "plan.json"
+        path.write_text(decision.plan.to_json())
+        again = decided(read_plan(path))
+        assert isinstance(again.config, EngineConfig)
+        assert again.config.enable_expert_parallel is expected
+    assert plan_words.decision(decision.settings).endswith("tensor and expert parallel 2")
 
 
 NO_COMPILER = replace(MACHINE, has_compiler=False)

@@ -41,7 +41,9 @@ def test_every_choice_reaches_the_planner() -> None:
         kv_cache_dtype="auto",
         tensor_parallel_size=9,
         pipeline_parallel_size=10,
+        stage_layers="3, 4",
         replicas=11,
+        enable_expert_parallel=True,
         max_model_len=1,
         max_num_seqs=2,
         max_num_batched_tokens=3,
@@ -59,7 +61,9 @@ def test_every_choice_reaches_the_planner() -> None:
         kv_cache_dtype="auto",
         tensor_parallel_size=9,
         pipeline_parallel_size=10,
+        stage_layers=(3, 4),
         replicas=11,
+        enable_expert_parallel=True,
         max_model_len=1,
         max_num_seqs=2,
         max_num_batched_tokens=3,
@@ -72,6 +76,13 @@ def test_every_choice_reaches_the_planner() -> None:
     )
     decided = [field for field in dataclasses.astuple(engine_pins(options)) if field is not None]
     assert len(decided) == len(dataclasses.fields(Pins)) - 1
+
+
+def test_layers_of_stages_say_how_many_stages_there_are() -> None:
+    assert engine_pins(ServeOptions(stage_layers="20,8")).pipeline_parallel_size == 2
+    for text in ("20;8", "", "20,", "a,b", "-1,2"):
+        with pytest.raises(ValueError, match="is not a list of numbers such as 20,12"):
+            engine_pins(ServeOptions(stage_layers=text))
 
 
 @pytest.mark.parametrize("name", ["max_model_len", "replicas", "block_size"])

@@ -60,7 +60,7 @@ void paged_attention(const Batch* batch, const Cache* cache, const Heads* heads,
 void decoder_forward(const Decoder* decoder, const DecoderStep* step, int32_t num_threads) {
   static thread_local StepState state;
   StepState& shared = state;
-  shared.start(*step);
+  shared.start(*decoder, *step);
   with_team(num_threads, [&](const Member& member) {
     run_step(member, *decoder, *step, shared);
   });

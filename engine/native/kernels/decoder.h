@@ -33,8 +33,8 @@ struct Workspace {
 
 struct Decoder {
   const DecoderLayer* layers;
-  Linear embedding;  // its rows are looked up
-  Linear head;
+  Linear embedding;  // its rows are looked up; empty but in the first stage of a pipeline
+  Linear head;       // empty, as the norm is null, but in the last stage
   const float* final_norm;
   int32_t num_layers, num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size;
   float norm_eps;
@@ -44,7 +44,8 @@ struct Decoder {
 
 struct DecoderStep {
   Batch batch;
-  const int64_t *token_ids, *positions;  // [num_tokens]
+  const int64_t* token_ids;              // [num_tokens]; null: the residual stream is there already
+  const int64_t* positions;              // [num_tokens]
   const float* angles;                   // [longest, 2 * head_dim], see RotaryEmbedding
   const int64_t* sampled_tokens;         // [num_sampled]: rows whose logits are wanted
   int32_t num_sampled;
@@ -121,9 +122,10 @@ struct StepState {
   Batch last_layer;  // the tokens whose outputs of the last layer are wanted: all, or the sampled
   std::vector<int32_t> query_start_loc;  // of the sampled alone
 
-  void start(const DecoderStep& step) {
+  void start(const Decoder& d, const DecoderStep& step) {
     attention.start_step();
     last_layer = step.batch;
+    if (!d.final_norm) return;  // the next stage wants all of them
     if (step.num_sampled == step.batch.num_tokens || !find_sampled(step)) return;
     last_layer.query_start_loc = query_start_loc.data();
     last_layer.num_tokens = step.num_sampled;
@@ -192,9 +194,12 @@ inline void run_step(const Member& member, const Decoder& d, const DecoderStep& 
   const Workspace& w = d.workspace;
   const Input input = input_of(d);
   const auto itself = [](int row) { return int64_t(row); };
-  member.share(step.batch.num_tokens, [&](int row) {
-    packing::unpack_row(d.embedding, step.token_ids[row], w.hidden + int64_t(row) * d.hidden_size);
-  });
+  if (step.token_ids) {
+    member.share(step.batch.num_tokens, [&](int row) {
+      packing::unpack_row(d.embedding, step.token_ids[row],
+                          w.hidden + int64_t(row) * d.hidden_size);
+    });
+  }
   const bool gathers = state.last_layer.num_tokens < step.batch.num_tokens;
   for (int i = 0; i < d.num_layers; i++) {
     const DecoderLayer& layer = d.layers[i];

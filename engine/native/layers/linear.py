@@ -159,8 +159,11 @@ class RowParallelLinear(nn.Module):
         self.kernel.load_rows(parameter, loaded[:, self.held], 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias if self.ranks.rank == 0 else None
-        return self.ranks.all_reduce(self.kernel.run(x, self.weight, bias))
+        return self.ranks.all_reduce(self.partial_sums(x))
+
+    def partial_sums(self, x: Tensor) -> Tensor:
+        """What this rank's inputs add to the outputs: [n, output_size]."""
+        return self.kernel.run(x, self.weight, self.bias if self.ranks.rank == 0 else None)
 
 
 def _times(part: slice, factor: int) -> slice:

@@ -21,7 +21,7 @@ from engine.native.linear.compiled import CheckpointLinear, CompiledLinear
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.torch_kernels import DenseLinear, FbgemmFp16Linear, OneDnnBf16Linear
-from engine.native.parallel.partition import padded_share
+from engine.native.parallel.partition import mlp_width, padded_share
 from profiles.model_spec import CheckpointQuantization, ModelSpec, QuantizationScheme
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,15 @@ class LinearKernels:
     gate_up: LinearKernel
     down: LinearKernel
     head: LinearKernel
+    router: LinearKernel
+    """Of the router of experts; those themselves have ``gate_up`` and ``down``."""
 
     @classmethod
     def all(cls, kernel: LinearKernel) -> LinearKernels:
-        return cls(kernel, kernel, kernel, kernel, kernel)
+        return cls(kernel, kernel, kernel, kernel, kernel, kernel)
 
     def map(self, change: Callable[[LinearKernel], LinearKernel]) -> LinearKernels:
-        return LinearKernels(*map(change, self._each))
+        return LinearKernels(*map(change, (*self._each, self.router)))
 
     @property
     def names(self) -> str:
@@ -93,10 +95,13 @@ def choose_linear_kernels(
     dtype: torch.dtype,
     asked: str,
     num_ranks: int = 1,
+    *,
+    expert_parallel: bool = False,
 ) -> LinearKernels:
     """The implementations for a model whose weights, ``stored`` in a type, are held in ``scheme``.
 
-    Each of ``num_ranks`` holds and multiplies a part of every matrix.
+    Each of ``num_ranks`` holds and multiplies a part of every matrix, or with ``expert_parallel``
+    some of the experts.
 
     Raises:
         ValueError: ``scheme`` or ``asked`` is unknown, or they do not go together.
@@ -114,11 +119,22 @@ def choose_linear_kernels(
             raise ValueError("quantization and linear kernels need dtype float32")
         return LinearKernels.all(DenseLinear(dtype))
     if quantization is not None:
-        return _as_in_checkpoint(spec, quantization, stored, asked, num_ranks)
+        return _as_in_checkpoint(spec, quantization, stored, asked, num_ranks, expert_parallel)
     layers = _candidates(scheme, stored, asked)
     # Most of the quality that 4 bits lose would be lost in the head.
     heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
-    return _fastest(spec, layers, heads, num_ranks)
+    router = _router(stored, asked)
+    return _fastest(spec, layers, heads, router, num_ranks, expert_parallel)
+
+
+def _router(stored: torch.dtype, asked: str) -> LinearKernel:
+    """As stored, whatever the scheme: small differences send a token to another expert."""
+    if asked != DenseLinear.name:
+        try:
+            return CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))
+        except KernelBuildError:
+            pass  # which has been said
+    return DenseLinear(torch.float32)
 
 
 def _as_in_checkpoint(
@@ -127,10 +143,11 @@ def _as_in_checkpoint(
     stored: torch.dtype,
     asked: str,
     num_ranks: int,
+    expert_parallel: bool,
 ) -> LinearKernels:
     """For a checkpoint that is quantized already: what is measured is whether to round activations.
 
-    Embedding, head and what else is not quantized are held as stored.
+    Embedding, head, routers and what else is not quantized are held as stored.
     """
     layouts = _checkpoint_layouts(quantization)
     if asked != "auto" and asked not in layouts:
@@ -139,11 +156,14 @@ def _as_in_checkpoint(
             f"(these can: {', '.join(layouts)})"
         )
     names = layouts if asked == "auto" else (asked,)
+    as_stored = CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))
     measured = _fastest(
         spec,
         [CompiledLinear(name, layouts[name]) for name in names],
-        [CompiledLinear(FP32_ACTIVATIONS, Layout(_FORMATS[stored]))],
+        [as_stored],
+        as_stored,
         num_ranks,
+        expert_parallel,
     )
     return measured.map(lambda kernel: CheckpointLinear(kernel.name, layouts[kernel.name]))
 
@@ -204,11 +224,16 @@ def _compiled_layouts(scheme: str, stored: torch.dtype) -> dict[str, Layout]:
 
 
 def _fastest(
-    spec: ModelSpec, layers: list[LinearKernel], heads: list[LinearKernel], num_ranks: int
+    spec: ModelSpec,
+    layers: list[LinearKernel],
+    heads: list[LinearKernel],
+    router: LinearKernel,
+    num_ranks: int,
+    expert_parallel: bool,
 ) -> LinearKernels:
     heads_size = spec.num_attention_heads * spec.head_dim // num_ranks
     kv_size = max(1, spec.num_kv_heads // num_ranks) * spec.head_dim
-    hidden, inner = spec.hidden_size, spec.intermediate_size // num_ranks
+    hidden, inner = spec.hidden_size, mlp_width(spec, num_ranks, expert_parallel)
     vocab = padded_share(spec.vocab_size, num_ranks)
 
     def pick(name: str, candidates: list[LinearKernel], outputs: int, inputs: int) -> LinearKernel:
@@ -222,6 +247,7 @@ def _fastest(
         gate_up=pick("gate_up", layers, 2 * inner, hidden),
         down=pick("down", layers, hidden, inner),
         head=pick("head", heads, vocab, hidden),
+        router=router,
     )
 
 

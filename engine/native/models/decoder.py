@@ -1,4 +1,4 @@
-"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share; a ``ModelSpec`` says how they differ.
+"""The decoder of Llama, Mistral, Mixtral and Qwen 2 and 3; a ``ModelSpec`` says how they differ.
 
 Modules carry the names of the Hugging Face checkpoints, which is how weights find them.
 """
@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.native.attention.backend import AttentionBackend, LayerCache
 from engine.native.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from engine.native.layers.linear import (
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    RowParallelLinear,
-)
+from engine.native.layers.linear import QKVParallelLinear, RowParallelLinear
+from engine.native.layers.mlp import GatedMLP
+from engine.native.layers.moe import SparseMoE
 from engine.native.layers.norm import RMSNorm
 from engine.native.layers.rotary import RotaryEmbedding, rotate
 from engine.native.linear.select import LinearKernels
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
-from profiles.model_spec import ModelSpec
+from engine.native.parallel.partition import Stage
+from profiles.model_spec import LayerSpec, ModelSpec
 
 
 class Attention(nn.Module):
@@ -82,48 +80,37 @@ class Attention(nn.Module):
         return output
 
 
-class GatedMLP(nn.Module):
-    def __init__(
-        self, spec: ModelSpec, kernels: LinearKernels, dtype: torch.dtype, ranks: Communicator
-    ) -> None:
-        super().__init__()
-        self.gate_up_proj = MergedColumnParallelLinear(
-            spec.hidden_size,
-            spec.intermediate_size,
-            kernels.gate_up,
-            ranks,
-            bias=spec.mlp_bias,
-            dtype=dtype,
-        )
-        self.down_proj = RowParallelLinear(
-            spec.intermediate_size,
-            spec.hidden_size,
-            kernels.down,
-            ranks,
-            bias=spec.mlp_bias,
-            dtype=dtype,
-        )
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        output: Tensor = self.down_proj(F.silu(gate) * up)
-        return output
-
-
 class DecoderLayer(nn.Module):
     def __init__(
         self,
         spec: ModelSpec,
-        window: int | None,
+        layer: LayerSpec,
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator,
+        *,
+        expert_parallel: bool,
     ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.self_attn = Attention(spec, window, kernels, dtype, ranks)
+        hidden_size, mlp = spec.hidden_size, layer.mlp
+        self.input_layernorm = RMSNorm(hidden_size, spec.rms_norm_eps, dtype=dtype)
+        self.self_attn = Attention(spec, layer.attention.window, kernels, dtype, ranks)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        self.mlp = GatedMLP(spec, kernels, dtype, ranks)
+        self.mlp: GatedMLP | SparseMoE
+        if mlp.num_experts:
+            self.mlp = SparseMoE(
+                hidden_size,
+                mlp,
+                kernels,
+                dtype,
+                ranks,
+                norm_topk_prob=spec.norm_topk_prob,
+                expert_parallel=expert_parallel,
+            )
+        else:
+            self.mlp = GatedMLP(
+                hidden_size, mlp.intermediate_size, kernels, dtype, ranks, bias=spec.mlp_bias
+            )
 
     def forward(
         self,
@@ -138,6 +125,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The layers of a pipeline's stage, and what of the ends it holds."""
+
+    embed_tokens: VocabParallelEmbedding
+    """Of the first stage, and of the last one where it is the head too."""
+    norm: RMSNorm
+    """Of the last stage."""
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -145,16 +139,28 @@ class Decoder(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator,
+        stage: Stage,
+        *,
+        expert_parallel: bool,
     ) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(
-            spec.vocab_size, spec.hidden_size, kernels.head, ranks
-        )
-        self.layers = nn.ModuleList(
-            DecoderLayer(spec, window, kernels, dtype, ranks) for window in spec.sliding_window
-        )
-        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
-        device = self.norm.weight.device
+        if stage.is_first or (stage.is_last and spec.tie_word_embeddings):
+            self.embed_tokens = VocabParallelEmbedding(
+                spec.vocab_size, spec.hidden_size, kernels.head, ranks
+            )
+        self.layers = nn.ModuleList()
+        for i in stage.layers:  # by their numbers in the model, which name their weights
+            layer = DecoderLayer(
+                spec, spec.layers[i], kernels, dtype, ranks, expert_parallel=expert_parallel
+            )
+            self.layers.add_module(str(i), layer)
+        if stage.is_last:
+            self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps, dtype=dtype)
+        held = {name for name, _ in self.named_modules()}
+        everything = [f"layers.{i}" for i in range(spec.num_layers)] + ["embed_tokens", "norm"]
+        self.elsewhere = tuple(name for name in everything if name not in held)
+        """Modules that other stages hold."""
+        device = next(self.parameters()).device
         self.rotary = RotaryEmbedding(spec.rope, spec.head_dim, max_model_len, device)
 
     def forward(
@@ -164,8 +170,10 @@ class Decoder(nn.Module):
         max_context_len: int,
         caches: list[LayerCache],
         backend: AttentionBackend,
+        hidden: Tensor | None,
     ) -> Tensor:
-        hidden: Tensor = self.embed_tokens(token_ids)
+        if hidden is None:
+            hidden = self.embed_tokens(token_ids)
         angles = self.rotary.angles(positions, max_context_len, hidden.dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden = layer(hidden, angles, cache, backend)
@@ -174,7 +182,9 @@ class Decoder(nn.Module):
 
 class DecoderForCausalLM(nn.Module):
     """Token ids → hidden states → logits; the two halves are apart so that only rows that
-    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix."""
+    sample are projected onto the vocabulary. Each of ``ranks`` holds a part of every matrix, or
+    with ``expert_parallel`` some of the experts whole; each stage of a pipeline some of the layers.
+    """
 
     def __init__(
         self,
@@ -183,9 +193,21 @@ class DecoderForCausalLM(nn.Module):
         kernels: LinearKernels,
         dtype: torch.dtype,
         ranks: Communicator = SINGLE_RANK,
+        stage: Stage | None = None,
+        *,
+        expert_parallel: bool = False,
     ) -> None:
         super().__init__()
-        self.model = Decoder(spec, max_model_len, kernels, dtype, ranks)
+        stage = stage or Stage(range(spec.num_layers))
+        self.hidden_size = spec.hidden_size
+        self.vocab_size = spec.vocab_size
+        self.dtype = dtype
+        """Of hidden states."""
+        self.model = Decoder(
+            spec, max_model_len, kernels, dtype, ranks, stage, expert_parallel=expert_parallel
+        )
+        if not stage.is_last:
+            return
         if spec.tie_word_embeddings:
             self.lm_head = ParallelLMHead.tied_to(self.model.embed_tokens)
         else:
@@ -200,15 +222,17 @@ class DecoderForCausalLM(nn.Module):
         max_context_len: int,
         caches: list[LayerCache],
         backend: AttentionBackend,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [num_tokens, hidden_size] of int64 ids and positions [num_tokens].
 
         ``max_context_len`` exceeds every position; ``backend`` has been prepared for the batch.
+        Every stage but the first takes the ``hidden`` states of the one before it.
         """
-        hidden: Tensor = self.model(token_ids, positions, max_context_len, caches, backend)
-        return hidden
+        output: Tensor = self.model(token_ids, positions, max_context_len, caches, backend, hidden)
+        return output
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocab_size], in float32, of hidden states [n, hidden_size]."""
+        """Logits [n, vocab_size], in float32, of the last stage's hidden states [n, size]."""
         logits: Tensor = self.lm_head(self.model.norm(hidden))
         return logits.float()

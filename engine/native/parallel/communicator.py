@@ -13,6 +13,17 @@ class CommunicatorError(RuntimeError):
     """Another rank is gone, or does not answer."""
 
 
+class Group(Protocol):
+    """Ranks that can wait for each other."""
+
+    rank: int
+    size: int
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        ...
+
+
 class Communicator(Protocol):
     """One rank's end of a group in which all ranks make the same calls in the same order.
 
@@ -60,7 +71,7 @@ SINGLE_RANK = SingleRank()
 
 
 @contextmanager
-def rank_0_first(ranks: Communicator) -> Iterator[None]:
+def rank_0_first(ranks: Group) -> Iterator[None]:
     """Rank 0 passes through the block before the others enter it.
 
     They then find what it compiled or measured on disk, and do not disturb its measurements.

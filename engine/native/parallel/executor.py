@@ -1,16 +1,19 @@
 """An executor of several ranks: this process is rank 0, each other rank a process of its own.
 
-Every rank runs every plan. Hidden states and logits are the same on all of them, and sampling is a
-pure function of the logits, so all ranks sample alike and hold the same sequences; the plans are
-all that travels beside the collectives.
+Every rank runs every plan: of its layers, those that it holds, and of these its part. Rank 0 is in
+the last stage and samples. So do the other ranks of that stage, which have the same logits, and
+sampling is a pure function of them; the earlier stages learn what was sampled with the lane's next
+plan. Plans and their results are all that travels beside collectives and hidden states.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +21,8 @@ from engine.config import EngineConfig
 from engine.loop import ExecutorError
 from engine.native.parallel.communicator import CommunicatorError
 from engine.native.parallel.messages import Score, Step
-from engine.native.parallel.partition import check_divisible
-from engine.native.parallel.process_group import join_group
+from engine.native.parallel.partition import check_divisible, stage_of
+from engine.native.parallel.process_group import join_groups
 from engine.native.parallel.rank_config import config_of_rank
 from engine.native.parallel.workers import Workers
 from engine.native.runner import ModelRunner, warm_up_plans
@@ -30,8 +33,14 @@ _LAST_WORDS_S = 2.0
 """How long a collective that failed waits for the worker that is to blame to end or to say why."""
 
 
-class TensorParallelExecutor:
-    """Rank 0 of a model that is split over ``config.tensor_parallel_size`` ranks, and the others.
+class _Submitted(NamedTuple):
+    lane: int
+    plan: StepPlan
+    at_s: float
+
+
+class ParallelExecutor:
+    """Rank 0 of a model that is split over ``config.num_ranks`` ranks, and the others.
 
     Raises:
         ExecutorError: a worker could not start.
@@ -39,16 +48,18 @@ class TensorParallelExecutor:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        check_divisible(ModelSpec.from_directory(config.model_dir), config.tensor_parallel_size)
-        self._num_ranks = config.tensor_parallel_size
-        self._limits = config.scheduler
-        self._previous = StepResult()
+        spec, num_stages = ModelSpec.from_directory(config.model_dir), config.pipeline_parallel_size
+        check_divisible(spec, config.tensor_parallel_size, config.enable_expert_parallel)
+        stage_of(spec, 0, num_stages, config.stage_layers)
+        self._config = config
+        self._in_flight: deque[_Submitted] = deque()
+        self._previous = [StepResult()] * config.num_lanes
         with TemporaryDirectory(prefix="ridgeline-ranks-") as directory:
             self._workers = Workers(config, Path(directory))
             try:
                 self._workers.wait_until_started()
-                group = join_group(config, 0, Path(directory))
-                self._runner = ModelRunner(config_of_rank(config, 0), group)
+                groups = join_groups(config, 0, Path(directory))
+                self._runner = ModelRunner(config_of_rank(config, 0), *groups)
                 self._workers.wait_until_loaded()
             except CommunicatorError as error:
                 lost = self._lost(error)
@@ -65,26 +76,36 @@ class TensorParallelExecutor:
     @property
     def detail(self) -> str:
         """What ``auto`` came to, for people."""
-        return f"{self._num_ranks} ranks, {self._runner.detail}"
+        return f"{self._config.num_ranks} ranks, {self._runner.detail}"
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
         """The processes of ranks 1, 2, …"""
         return self._workers.pids
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Runs one step on all ranks; ``duration_s`` is that of rank 0."""
-        start = time.perf_counter()
-        self._workers.send(Step(plan, self._previous))
+    def submit(self, plan: StepPlan, lane: int) -> None:
+        """Begins a step of a lane that has none in flight; does not wait."""
+        self._workers.send(Step(lane, plan, self._previous[lane]))
+        self._in_flight.append(_Submitted(lane, plan, time.perf_counter()))
+
+    def collect(self) -> StepResult:
+        """Ends the step that was submitted first; ``duration_s`` is from its beginning to now."""
+        lane, plan, began_s = self._in_flight.popleft()
         try:
-            self._previous = self._runner.execute(plan)
+            self._previous[lane] = self._runner.execute(plan, lane)
         except CommunicatorError as error:
             raise self._lost(error) from error
-        return replace(self._previous, duration_s=time.perf_counter() - start)
+        return replace(self._previous[lane], duration_s=time.perf_counter() - began_s)
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one step of the first lane, while none is in flight."""
+        self.submit(plan, 0)
+        return self.collect()
 
     def forward(self, plan: StepPlan) -> Tensor:
-        """As ``ModelRunner.forward``, on all ranks."""
-        self._workers.send(Score(plan))
+        """As ``ModelRunner.forward``, on all ranks, while no step is in flight."""
+        self._workers.send(Score(plan, self._previous[0]))
+        self._previous[0] = StepResult()
         try:
             return self._runner.forward(plan)
         except CommunicatorError as error:
@@ -92,7 +113,7 @@ class TensorParallelExecutor:
 
     def warm_up(self) -> None:
         """As ``ModelRunner.warm_up``, on all ranks."""
-        for plan in warm_up_plans(self._limits):
+        for plan in warm_up_plans(self._config.scheduler):
             self.execute(plan)
 
     def check(self) -> None:

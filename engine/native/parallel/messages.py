@@ -24,17 +24,21 @@ class Join(msgspec.Struct, frozen=True, tag=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: run this step."""
+    """To a worker: run this step of a lane."""
 
+    lane: int
     plan: StepPlan
     previous: StepResult
-    """What the step before came to on rank 0, for the worker to compare its own with."""
+    """What the lane's step before came to on rank 0. A worker that has sampled too compares it with
+    its own; the others learn the tokens from it."""
 
 
 class Score(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: run this step without sampling, for the logits of every token."""
+    """To a worker: run this step of the first lane without sampling, for all tokens' logits."""
 
     plan: StepPlan
+    previous: StepResult
+    """As in ``Step``."""
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):

@@ -12,6 +12,5 @@ from engine.placement import share_of_rank
 def config_of_rank(config: EngineConfig, rank: int) -> EngineConfig:
     """The configuration of one rank: the same but for its share of the compute threads."""
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
-    size = config.tensor_parallel_size
-    share, cpus = share_of_rank(num_threads, config.cpus, rank, size)
+    share, cpus = share_of_rank(num_threads, config.cpus, rank, config.num_ranks)
     return replace(config, num_threads=share, cpus=cpus)

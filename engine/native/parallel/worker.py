@@ -1,4 +1,4 @@
-"""A rank in a process of its own: does what rank 0, in the engine process, does.
+"""A rank in a process of its own: runs its part of the steps that the engine process plans.
 
 Started as ``python -m engine.native.parallel.worker ENDPOINT`` with a pipe as standard input. The
 pipe carries nothing: it closes when the engine process ends, however it ends, and this one then
@@ -66,21 +66,26 @@ def _run(socket: zmq.Socket[bytes]) -> None:
     assert isinstance(join, Join)
     bind_compute_threads(join.config.cpus)
     # Threads are bound before they start, and these start torch's.
-    from engine.native.parallel.process_group import join_group
+    from engine.native.parallel.process_group import join_groups
     from engine.native.runner import ModelRunner
 
     _send(socket, Started())
-    runner = ModelRunner(join.config, join_group(join.config, join.rank, join.directory))
+    runner = ModelRunner(join.config, *join_groups(join.config, join.rank, join.directory))
     _send(socket, Loaded())
-    last = StepResult()
+    last = [StepResult()] * join.config.num_lanes
     while True:
         message = _receive(socket)
-        if isinstance(message, Score):
+        assert isinstance(message, Step | Score)
+        lane = message.lane if isinstance(message, Step) else 0
+        if not runner.samples:
+            runner.take_in(message.previous, lane)
+        elif message.previous.sampled_token_ids != last[lane].sampled_token_ids:
+            raise RuntimeError("it sampled other tokens than rank 0")
+        if isinstance(message, Step):
+            last[lane] = runner.execute(message.plan, lane)
+        else:
             runner.forward(message.plan)
-        elif isinstance(message, Step):
-            if message.previous.sampled_token_ids != last.sampled_token_ids:
-                raise RuntimeError("it sampled other tokens than rank 0")
-            last = runner.execute(message.plan)
+            last[lane] = StepResult()
 
 
 def _receive(socket: zmq.Socket[bytes]) -> ToWorker:

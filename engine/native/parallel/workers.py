@@ -42,8 +42,8 @@ class Workers:
     """
 
     def __init__(self, config: EngineConfig, directory: Path) -> None:
-        size = config.tensor_parallel_size
-        self._workers = [_Worker(config, rank, directory) for rank in range(1, size)]
+        ranks = range(1, config.num_ranks)
+        self._workers = [_Worker(config, rank, directory) for rank in ranks]
         self._end = weakref.finalize(self, _end, self._workers)
 
     @property
@@ -123,7 +123,7 @@ class _Worker:
     """One process, told at once who it is."""
 
     def __init__(self, config: EngineConfig, rank: int, directory: Path) -> None:
-        self.name = f"rank {rank} of {config.tensor_parallel_size}"
+        self.name = f"rank {rank} of {config.num_ranks}"
         self.last: FromWorker | None = None
         """The newest that it said."""
         endpoint = f"ipc://{directory / f'rank-{rank}'}"

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.native.parallel.communicator import SINGLE_RANK
 from engine.native.runner import ModelRunner
 from scheduler.config import SchedulerConfig
 from tests.checkpoints import make_checkpoint
+from tests.engine.native.parallel.thread_ranks import consecutive_stages
 from tests.engine.native.plans import Planner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FIRST_DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
+"""For every rank."""
 LIMITS = SchedulerConfig(
     num_blocks=24, block_size=8, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64
 )
@@ -42,6 +46,7 @@ def run(runner: ModelRunner) -> tuple[torch.Tensor, list[dict[int, int]]]:
         ("llama", {"attention_bias": True}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
         ("qwen2", {"tie_word_embeddings": True}),
+        ("qwen3_moe", {"mlp_only_layers": [1]}),
     ],
 )
 def test_it_computes_what_the_modules_do(
@@ -52,6 +57,23 @@ def test_it_computes_what_the_modules_do(
     expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
     torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
     assert tokens == expected_tokens
+
+
+def test_stages_run_module_by_module(tmp_path: Path) -> None:
+    make_checkpoint("qwen3", tmp_path, num_hidden_layers=2)
+    planner = Planner(LIMITS, seed=2)
+    for sequence_id, tokens in PROMPTS.items():
+        planner.start(sequence_id, tokens)
+    plan = planner.plan({0: 17, 1: 1, 2: 6})
+    expected = make_runner(tmp_path, attention_backend="torch").forward(plan)
+    config = EngineConfig(
+        tmp_path, LIMITS, num_threads=1, attention_backend="triton", device=FIRST_DEVICE
+    )
+    first, last = (
+        ModelRunner(config, SINGLE_RANK, stage) for stage in reversed(consecutive_stages(2))
+    )
+    assert first.forward(plan).numel() == 0
+    torch.testing.assert_close(last.forward(plan), expected, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="for machines without a GPU")

@@ -71,6 +71,70 @@ def test_shards_hold_the_same_model(tied: bool, tmp_path: Path) -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_stacked_experts_are_those_that_are_stored_apart(family: str, tmp_path: Path) -> None:
+    apart, stacked = tmp_path / "apart", tmp_path / "stacked"
+    make_checkpoint(family, apart)
+    make_checkpoint(family, stacked, save_original_format=False)
+    names = load_file(stacked / "model.safetensors").keys()
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+    expected, actual = load(apart).state_dict(), load(stacked).state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+EXPERT = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+STACK = "model.layers.2.mlp.experts.gate_up_proj"
+
+
+@pytest.mark.parametrize(
+    ("stacked", "change", "message"),
+    [
+        (False, lambda t: t.pop(EXPERT), r"lacks the tensor .*1.mlp.experts.3.down_proj.weight$"),
+        (
+            False,
+            lambda t: t.update({EXPERT: torch.zeros(64, 95)}),
+            rf"{EXPERT} in model.safetensors has shape \[64, 95\], .* asks for \[64, 96\]",
+        ),
+        (
+            False,
+            lambda t: t.update({EXPERT.replace("3.w2", "6.w2"): torch.zeros(64, 96)}),
+            "holds .*1.block_sparse_moe.experts.6.w2.weight, which .* no use for",
+        ),
+        (True, lambda t: t.pop(STACK), "lacks the tensor .*experts.0.gate_proj.weight and 11 more"),
+        (
+            True,
+            lambda t: t.update({STACK: torch.zeros(7, 192, 64)}),
+            "holds .*experts.6.gate_proj.weight, which .* no use for",
+        ),
+        (
+            True,
+            lambda t: t.update({STACK: torch.zeros(5, 192, 64)}),
+            "lacks the tensor .*experts.5.gate_proj.weight and 1 more",
+        ),
+        (
+            True,
+            lambda t: t.update({STACK: torch.zeros(6, 191, 64)}),
+            r"2.mlp.experts.0.gate_proj.weight in .* has shape \[95, 64\], .* asks for \[96, 64\]",
+        ),
+        (
+            True,
+            lambda t: t.update({STACK: torch.zeros(6, 193, 64)}),
+            r"experts.0.up_proj.weight in .* has shape \[97, 64\], .* asks for \[96, 64\]",
+        ),
+        (True, lambda t: t.update({STACK: torch.zeros(6, 64)}), f"holds {STACK}, which .* no use"),
+    ],
+)
+def test_says_what_is_wrong_with_experts(
+    stacked: bool, change: Callable[[dict[str, Tensor]], object], message: str, tmp_path: Path
+) -> None:
+    make_checkpoint("mixtral", tmp_path, save_original_format=not stacked)
+    rewrite(tmp_path, change)
+    with pytest.raises(WeightLoadingError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_ignores_what_follows_from_the_configuration(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path, tie_word_embeddings=True)
     rewrite(tmp_path, lambda t: t.update({"lm_head.weight": torch.zeros(320, 64)}))

@@ -47,6 +47,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, windows": ("qwen2", WINDOW_IN_SOME_LAYERS),
     "qwen3, windows": ("qwen3", WINDOW_IN_SOME_LAYERS),
     "qwen3 with biases": ("qwen3", {"attention_bias": True, "head_dim": 20}),
+    "qwen3_moe, shares as they are": ("qwen3_moe", {"norm_topk_prob": False}),
+    "qwen3_moe, dense layers between": (
+        "qwen3_moe",
+        {"num_hidden_layers": 5, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
+    "qwen3_moe, window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 9}),
+    "qwen3_moe with biases": ("qwen3_moe", {"attention_bias": True}),
+    "qwen3_moe, every expert": ("qwen3_moe", {"num_experts_per_tok": 10}),
+    "qwen3_moe, experts stacked": ("qwen3_moe", {"save_original_format": False}),
+    "mixtral, experts stacked": ("mixtral", {"save_original_format": False}),
+    "mixtral, window": ("mixtral", {"sliding_window": 11}),
+    "mixtral in bf16 shards": ("mixtral", {"dtype": torch.bfloat16, "max_shard_size": "50KB"}),
     "mistral, window": ("mistral", {"sliding_window": 11}),
     "mistral in bf16": ("mistral", {"dtype": torch.bfloat16}),
     "qwen3 in fp16 shards": ("qwen3", {"dtype": torch.float16, "max_shard_size": "50KB"}),
@@ -238,6 +250,17 @@ def test_a_step_without_work_only_keeps_the_books(checkpoint: Path) -> None:
     assert runner.num_sequences == 1
     assert runner.execute(StepPlan(1, dropped=(1,))).sampled_token_ids == {}
     assert runner.num_sequences == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_noise_in_place_of_weights(family: str, tmp_path: Path) -> None:
+    make_checkpoint(family, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    runner = make_runner(tmp_path, load_format="random", linear_kernel="torch")
+    logits = logits_of(runner, random_prompts([5, 9]), whole)
+    assert all(rows.isfinite().all() and rows.std() > 0.01 for rows in logits.values())
+    with pytest.raises(ValueError, match="random weights need linear_kernel torch"):
+        make_runner(tmp_path, load_format="random")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -26,8 +26,11 @@ SLIDING_ROPE = {
 }
 
 
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 def spec_of(architecture: str, **fields: Any) -> ModelSpec:
-    return ModelSpec.from_config({**LLAMA, "architectures": [architecture], **fields})
+    return ModelSpec.from_config({**LLAMA, **EXPERTS, "architectures": [architecture], **fields})
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -67,6 +70,12 @@ def test_runs_its_own_architectures(architecture: str) -> None:
             "partial_rotary_factor is not supported",
         ),
         ("LlamaForCausalLM", {"rope_parameters": SLIDING_ROPE}, "differ between layer types"),
+        ("Qwen2MoeForCausalLM", {}, "Qwen2MoeForCausalLM is not supported.*Qwen3MoeForCausalLM"),
+        (
+            "Qwen3MoeForCausalLM",
+            {"shared_expert_intermediate_size": 64},
+            "experts that every token passes .shared experts. are not supported",
+        ),
     ],
 )
 def test_says_what_it_cannot_run(architecture: str, fields: dict[str, Any], message: str) -> None:
@@ -83,7 +92,9 @@ def test_every_known_model_is_either_run_or_refused_in_one_line() -> None:
         except ModelSpecError:
             refused.add(name)
     assert {"openai/gpt-oss-20b", "google/gemma-2-9b"} <= refused
-    assert not {"meta-llama/Llama-3.1-70B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-32B-AWQ"} & refused
+    assert {"deepseek-ai/DeepSeek-V3", "Qwen/Qwen1.5-MoE-A2.7B"} <= refused
+    runs = {"meta-llama/Llama-3.1-70B", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-32B-AWQ"}
+    assert not (runs | {"Qwen/Qwen3-30B-A3B", "mistralai/Mixtral-8x7B-v0.1"}) & refused
 
 
 def test_asking_needs_no_torch() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from engine.config import EngineConfig
 from engine.loop import ExecutorError
 from engine.native.loader import WeightLoadingError
 from engine.native.parallel import process_group
-from engine.native.parallel.executor import TensorParallelExecutor
+from engine.native.parallel.executor import ParallelExecutor
 from engine.native.runner import ModelRunner
 from profiles.model_spec import ModelSpecError
 from scheduler.sampling_params import SamplingParams
@@ -38,12 +39,31 @@ VARIED = [
 ]
 
 
-def config_for(directory: Path, size: int) -> EngineConfig:
-    return EngineConfig(directory, LIMITS, num_threads=1, tensor_parallel_size=size)
+GRIDS = [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)]
+"""Parts of each layer (4 hold copies of 2 KV heads) and stages, of unequal numbers of layers."""
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"num_hidden_layers": 4},
+    "qwen3": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 11},
+}
+
+
+def config_for(
+    directory: Path, size: int, stages: int = 1, *, by_expert: bool = False
+) -> EngineConfig:
+    return EngineConfig(
+        directory,
+        LIMITS,
+        num_threads=1,
+        tensor_parallel_size=size,
+        pipeline_parallel_size=stages,
+        enable_expert_parallel=by_expert,
+    )
 
 
 def run_to_the_end(
-    executor: ModelRunner | TensorParallelExecutor, sampling: list[SamplingParams]
+    executor: ModelRunner | ParallelExecutor, sampling: list[SamplingParams]
 ) -> dict[int, list[int]]:
     """Tokens of all prompts; a sequence is preempted on the way and comes back."""
     planner = Planner(LIMITS, seed=2)
@@ -77,30 +97,31 @@ def wait_until_gone(pids: tuple[int, ...], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+class Pair(NamedTuple):
+    """The same model split and whole."""
+
+    executor: ParallelExecutor
+    one_rank: ModelRunner
 
 
-@pytest.fixture(scope="module")
-def one_rank(checkpoint: Path) -> ModelRunner:
-    return ModelRunner(config_for(checkpoint, 1))
-
-
-@pytest.fixture(scope="module", params=[2, 4])
-def executor(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[TensorParallelExecutor]:
-    """2 ranks, or 4 that hold copies of 2 KV heads."""
-    executor = TensorParallelExecutor(config_for(checkpoint, request.param))
+@pytest.fixture(scope="module", params=[(family, *grid) for family in FAMILIES for grid in GRIDS])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    family, size, stages = request.param
+    checkpoint = make_checkpoint(
+        family, tmp_path_factory.mktemp(family), **OVERRIDES.get(family, {})
+    )
+    executor = ParallelExecutor(config_for(checkpoint, size, stages))
     executor.warm_up()
-    yield executor
+    yield Pair(executor, ModelRunner(config_for(checkpoint, 1)))
     pids = executor.worker_pids
     executor.close()
     assert not any(map(is_running, pids))
 
 
-def test_logits_are_those_of_one_rank(
-    executor: TensorParallelExecutor, one_rank: ModelRunner
-) -> None:
+def test_logits_are_those_of_one_rank(pair: Pair) -> None:
+    executor, one_rank = pair
     expected = logits_of(one_rank, PROMPTS, whole)
     actual: list[dict[int, Tensor]] = [logits_of(executor, PROMPTS, s) for s in (whole, mixed)]
     for i in PROMPTS:
@@ -108,11 +129,25 @@ def test_logits_are_those_of_one_rank(
         assert actual[0][i].equal(actual[1][i]), "a row depends on the rows beside it"
 
 
-def test_tokens_are_those_of_one_rank(
-    executor: TensorParallelExecutor, one_rank: ModelRunner
-) -> None:
+def test_tokens_are_those_of_one_rank(pair: Pair) -> None:
+    executor, one_rank = pair
     assert run_to_the_end(executor, [GREEDY]) == run_to_the_end(one_rank, [GREEDY])
     assert run_to_the_end(executor, VARIED) == run_to_the_end(one_rank, VARIED)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_ranks_that_divide_the_experts_say_the_same(stages: int, tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path)
+    executor = ParallelExecutor(config_for(directory, 2, stages, by_expert=True))
+    expected = run_to_the_end(ModelRunner(config_for(directory, 1)), VARIED)
+    assert run_to_the_end(executor, VARIED) == expected
+    executor.close()
+
+
+def test_experts_that_ranks_cannot_divide_are_one_clear_line(tmp_path: Path) -> None:
+    directory = make_checkpoint("qwen3_moe", tmp_path)
+    with pytest.raises(ModelSpecError, match="10 experts cannot be divided among 4 ranks"):
+        ParallelExecutor(config_for(directory, 4, by_expert=True))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +155,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3", tmp_path_factory.mktemp("one"))
 
 
-def decode_many(executor: TensorParallelExecutor) -> None:
+def decode_many(executor: ParallelExecutor) -> None:
     planner = Planner(LIMITS)
     planner.start(0, PROMPTS[0])
     executor.execute(planner.plan({0: 30}))
@@ -128,12 +163,14 @@ def decode_many(executor: TensorParallelExecutor) -> None:
         executor.execute(planner.plan({0: 1}))
 
 
-def test_a_killed_rank_is_named(qwen3: Path) -> None:
-    executor = TensorParallelExecutor(config_for(qwen3, 4))
+@pytest.mark.parametrize(("size", "stages"), [(4, 1), (1, 3), (2, 2)])
+def test_a_killed_rank_is_named(size: int, stages: int, qwen3: Path) -> None:
+    executor = ParallelExecutor(config_for(qwen3, size, stages))
     executor.check()
-    os.kill(executor.worker_pids[1], signal.SIGKILL)
+    rank = size * stages - 2  # in a pipeline of 3 the one in the middle, in the grid the first
+    os.kill(executor.worker_pids[rank - 1], signal.SIGKILL)
     began = time.monotonic()
-    reason = "process of rank 2 of 4 ended with signal 9"
+    reason = f"process of rank {rank} of {size * stages} ended with signal 9"
     with pytest.raises(ExecutorError, match=reason):
         decode_many(executor)
     with pytest.raises(ExecutorError, match=reason):
@@ -144,9 +181,12 @@ def test_a_killed_rank_is_named(qwen3: Path) -> None:
     assert not any(map(is_running, pids))
 
 
-def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "stages"), [(2, 1), (1, 2)])
+def test_a_rank_that_hangs_is_given_up(
+    size: int, stages: int, qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process_group, "_TIMEOUT", timedelta(seconds=2))
-    executor = TensorParallelExecutor(config_for(qwen3, 2))
+    executor = ParallelExecutor(config_for(qwen3, size, stages))
     os.kill(executor.worker_pids[0], signal.SIGSTOP)
     with pytest.raises(ExecutorError, match="a rank does not answer: ") as lost:
         decode_many(executor)
@@ -156,8 +196,8 @@ def test_a_rank_that_hangs_is_given_up(qwen3: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rank_that_knows_why_it_ends_says_so(qwen3: Path) -> None:
-    executor = TensorParallelExecutor(config_for(qwen3, 2))
-    executor._previous = StepResult({7: (1,)})  # as if rank 0 had sampled what the other had not
+    executor = ParallelExecutor(config_for(qwen3, 2))
+    executor._previous[0] = StepResult({7: (1,)})  # as if rank 0 had sampled what the other had not
     with pytest.raises(ExecutorError, match="rank 1 of 2: it sampled other tokens than rank 0"):
         decode_many(executor)
     executor.close()
@@ -167,9 +207,11 @@ def test_what_cannot_be_loaded_is_what_one_rank_says(qwen3: Path, tmp_path: Path
     for file in qwen3.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:20_000])
     with pytest.raises(WeightLoadingError, match="is not a complete safetensors file"):
-        TensorParallelExecutor(config_for(tmp_path, 2))
+        ParallelExecutor(config_for(tmp_path, 2))
     with pytest.raises(ModelSpecError, match="4 attention heads cannot be divided among 3 ranks"):
-        TensorParallelExecutor(config_for(qwen3, 3))
+        ParallelExecutor(config_for(qwen3, 3))
+    with pytest.raises(ModelSpecError, match="3 layers cannot be divided among 4 stages"):
+        ParallelExecutor(config_for(qwen3, 1, 4))
 
 
 _ENGINE = """
@@ -177,11 +219,11 @@ import sys
 from pathlib import Path
 from engine.config import EngineConfig
 from engine.native.parallel import process_group
-from engine.native.parallel.executor import TensorParallelExecutor
+from engine.native.parallel.executor import ParallelExecutor
 from scheduler.config import SchedulerConfig
 limits = SchedulerConfig(num_blocks=10, max_model_len=100)
 config = EngineConfig(Path(sys.argv[1]), limits, num_threads=1, tensor_parallel_size=2)
-executor = TensorParallelExecutor(config)
+executor = ParallelExecutor(config)
 print(*executor.worker_pids, flush=True)
 sys.stdin.read()
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.native.parallel.communicator import CommunicatorError
 from engine.native.parallel.process_group import ProcessGroup
 rank, size, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-group = ProcessGroup(rank, size, directory, torch.device("cpu"))
+group = ProcessGroup(rank, size, directory / "group", torch.device("cpu"))
 generator = torch.Generator().manual_seed(rank)
 x = torch.randn(301, 1001, generator=generator)  # large, and rows of it small
 total = group.all_reduce(x.clone())

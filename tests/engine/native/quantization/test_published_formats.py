@@ -124,6 +124,23 @@ def test_biases_and_tied_embeddings_stay(tmp_path: Path) -> None:
     torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("name", ["awq", "gptq-v2-asym-g32", "ct-w8a8", "fp8-block", "fp8-tensor"])
+def test_experts(name: str, family: str, tmp_path: Path) -> None:
+    fields = {"moe_intermediate_size": 128} if family == "qwen3_moe" else {}
+    stored, meant = make_quantized(FORMATS[name], tmp_path, family=family, **fields)
+    actual = logits_of(runner_of(stored))
+    torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
+
+
+def test_experts_that_were_left_unquantized_may_be_stacked(tmp_path: Path) -> None:
+    stored, meant = make_quantized(
+        FORMATS["awq"], tmp_path, skip="experts", family="mixtral", save_original_format=False
+    )
+    actual = logits_of(runner_of(stored))
+    torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
+
+
 def change(directory: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     path = directory / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
