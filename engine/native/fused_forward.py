@@ -18,8 +18,9 @@ from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderL
 class FusedForward:
     """The same computation as ``DecoderForCausalLM``'s, which is its reference.
 
-    It allocates nothing that depends on the values of its inputs and waits for nothing, so that a
-    call can be captured in a CUDA graph. Inputs are tensors on the device.
+    In a step of single tokens it allocates nothing that depends on the values of its inputs and
+    waits for nothing, so that the call can be captured in a CUDA graph. Inputs are tensors on the
+    device.
     """
 
     def __init__(
