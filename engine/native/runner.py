@@ -13,6 +13,8 @@ from engine.config import EngineConfig
 from engine.native import sampler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
+from engine.native.attention.torch_backend import TorchAttention
+from engine.native.attention.workload import AttentionShape
 from engine.native.compiled_forward import CompiledForward
 from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
@@ -78,28 +80,32 @@ class ModelRunner:
         self._device = open_device(config.device, ranks.rank)
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         check_divisible(self.spec, ranks.size)
+        shape = _attention_shape(self.spec, limits.block_size, ranks)
+        # Not every kind of collective can be captured.
+        self._captures = self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1
         with rank_0_first(ranks):
             self._backend = select_attention_backend(
                 config.attention_backend,
                 dtype,
                 _cache_dtype(config.kv_cache_dtype, dtype),
                 self._device,
+                shape,
+                cuda_graphs=self._captures,
             )
             self._kernels = self._choose_kernels(config, dtype, ranks)
         self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
             self._model = build_model(self.spec, limits.max_model_len, self._kernels, dtype, ranks)
         self._fill_model(config, show_progress=config.show_progress and ranks.rank == 0)
-        kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             self.spec.num_layers,
             limits.num_blocks,
-            kv_heads.stop - kv_heads.start,
-            limits.block_size,
-            self.spec.head_dim,
+            shape.num_kv_heads,
+            shape.block_size,
+            shape.head_dim,
         )
         self._limits = limits
-        self._forward = self._choose_forward(config, ranks)
+        self._forward = self._choose_forward(ranks)
         self._batch = InputBatch(limits)
 
     def _choose_kernels(
@@ -120,12 +126,12 @@ class ModelRunner:
         handler = None if stored is None else handler_for(stored)
         load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
 
-    def _choose_forward(self, config: EngineConfig, ranks: Communicator) -> Forward:
+    def _choose_forward(self, ranks: Communicator) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
         if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
             return CompiledForward(model, self.spec, caches)
-        if backend.name != "triton":
+        if isinstance(backend, NativeAttention | TorchAttention):
             modular = ModularForward(model, caches, backend)
             if self._device.type == "cpu":
                 return modular
@@ -136,8 +142,7 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        # Not every kind of collective can be captured.
-        if self._device.type == "cuda" and config.cuda_graphs and ranks.size == 1:
+        if self._captures:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
@@ -213,6 +218,18 @@ def warm_up_plans(limits: SchedulerConfig) -> Iterator[StepPlan]:
     yield StepPlan(step_id=-1, started=(started,), scheduled=(prefill,))
     yield StepPlan(step_id=-1, scheduled=(decode,))
     yield StepPlan(step_id=-1, dropped=(_WARM_UP_ID,))
+
+
+def _attention_shape(spec: ModelSpec, block_size: int, ranks: Communicator) -> AttentionShape:
+    """What a rank holds of the model's attention."""
+    kv_heads = kv_heads_of(spec.num_kv_heads, ranks.rank, ranks.size)
+    return AttentionShape(
+        num_heads=spec.num_attention_heads // ranks.size,
+        num_kv_heads=kv_heads.stop - kv_heads.start,
+        head_dim=spec.head_dim,
+        block_size=block_size,
+        has_window=any(window is not None for window in spec.sliding_window),
+    )
 
 
 def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
