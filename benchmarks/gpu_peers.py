@@ -16,18 +16,17 @@ from benchmarks.gpu_engine import time_repeats
 from engine.native.attention.backend import AttentionBackend
 from engine.native.attention.select import select_attention_backend
 from engine.native.attention.torch_backend import TorchAttention
-from engine.native.attention.workload import HEAD_DIM, HEADS, KV_HEADS, Workload, attention_work
+from engine.native.attention.workload import LLAMA_8B, Workload, attention_work
 
 
 def attention_seconds(
     workload: Workload, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> dict[str, float]:
     """One layer's attention of a workload by each implementation that runs here."""
-    ours = select_attention_backend("auto", dtype, dtype, device)
-    backends: dict[str, AttentionBackend] = {
-        ours.name: ours,
-        "torch": TorchAttention(dtype, device),
-    }
+    backends: dict[str, AttentionBackend] = {"torch": TorchAttention(dtype, device)}
+    for name in ("triton", "auto") if device.type == "cuda" else ("auto",):
+        backend = select_attention_backend(name, dtype, dtype, device)
+        backends[backend.name] = backend
     works = {
         name: attention_work(backend, dtype, workload, device) for name, backend in backends.items()
     }
@@ -49,11 +48,11 @@ def _sdpa(
     """``scaled_dot_product_attention`` over dense keys and values, as if nothing were paged."""
 
     def dense(heads: int, tokens: int) -> torch.Tensor:
-        shape = (workload.num_seqs, heads, tokens, HEAD_DIM)
+        shape = (workload.num_seqs, heads, tokens, LLAMA_8B.head_dim)
         return torch.randn(shape, device=device).to(dtype)
 
-    query = dense(HEADS, workload.num_new)
-    key, value = (dense(KV_HEADS, workload.context_len) for _ in range(2))
+    query = dense(LLAMA_8B.num_heads, workload.num_new)
+    key, value = (dense(LLAMA_8B.num_kv_heads, workload.context_len) for _ in range(2))
     mask = None
     is_causal = workload.num_new > 1
     if is_causal and workload.num_new != workload.context_len:

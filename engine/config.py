@@ -45,8 +45,8 @@ class EngineConfig:
     cuda_graphs: bool = True
     """On CUDA, repeat decode steps from captured graphs."""
     attention_backend: str = "auto"
-    """``auto``, ``native`` (compiled CPU kernel), ``triton`` (GPU kernels) or ``torch`` (plain
-    torch, the reference)."""
+    """``auto``, ``native`` (compiled CPU kernel), ``torch`` (plain torch, the reference),
+    ``triton`` (GPU kernels), or ``sdpa``, ``flash-attn`` or ``flashinfer`` for what they can do."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
     load_format: str = "safetensors"

@@ -120,7 +120,11 @@ Device = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="Compute threads.", min=1)]
 AttentionBackend = Annotated[
-    str | None, typer.Option(help="Attention kernel: auto, native, triton or torch.")
+    str | None,
+    typer.Option(
+        help="Attention kernels: auto, native or torch; on a GPU auto, triton, torch, sdpa, "
+        "flash-attn or flashinfer."
+    ),
 ]
 LinearKernel = Annotated[
     str | None,

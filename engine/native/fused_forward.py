@@ -20,9 +20,9 @@ from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderL
 class FusedForward:
     """The same computation as ``DecoderForCausalLM``'s, which is its reference.
 
-    Inputs are tensors on the device. Where no layer is a mixture of experts it allocates nothing
-    that depends on their values and waits for nothing, so that a call can be captured in a CUDA
-    graph.
+    In a step of single tokens, where no layer is a mixture of experts, it allocates nothing that
+    depends on the values of its inputs and waits for nothing, so that the call can be captured in a
+    CUDA graph. Inputs are tensors on the device.
     """
 
     def __init__(

@@ -13,6 +13,8 @@ from engine.config import EngineConfig
 from engine.native import sampler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
+from engine.native.attention.torch_backend import TorchAttention
+from engine.native.attention.workload import AttentionShape
 from engine.native.compiled_forward import CompiledForward
 from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
@@ -90,12 +92,16 @@ class ModelRunner:
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
         check_divisible(self.spec, ranks.size, config.enable_expert_parallel)
         stage = stage_of(self.spec, pipeline.rank, pipeline.size, config.stage_layers)
+        shape = _attention_shape(self.spec, limits.block_size, ranks)
+        self._captures = config.cuda_graphs and self._can_capture(ranks, pipeline)
         with rank_0_first(ranks), rank_0_first(pipeline):
             self._backend = select_attention_backend(
                 config.attention_backend,
                 dtype,
                 _cache_dtype(config.kv_cache_dtype, dtype),
                 self._device,
+                shape,
+                cuda_graphs=self._captures,
             )
             self._kernels = self._choose_kernels(config, dtype, ranks)
         self._sampling = select_sampling_backend(self._device)
@@ -110,22 +116,26 @@ class ModelRunner:
                 expert_parallel=config.enable_expert_parallel,
             )
         self._fill_model(config, show_progress=config.show_progress and rank == 0)
-        kv_heads = kv_heads_of(self.spec.num_kv_heads, ranks.rank, ranks.size)
         self._caches = self._backend.allocate_cache(
             len(stage.layers),
             pipeline.size * limits.num_blocks,
-            kv_heads.stop - kv_heads.start,
-            limits.block_size,
-            self.spec.head_dim,
+            shape.num_kv_heads,
+            shape.block_size,
+            shape.head_dim,
         )
         self._limits = limits
-        self._forward = self._choose_forward(config, ranks, pipeline)
+        self._forward = self._choose_forward(ranks, pipeline)
         self._batches = [
             InputBatch(limits, first_block=lane * limits.num_blocks)
             for lane in range(pipeline.size)
         ]
         self.samples = pipeline.is_last
         """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
+
+    def _can_capture(self, ranks: Communicator, pipeline: Pipeline) -> bool:
+        """Not every kind of collective can be captured, nor experts, which the host looks up."""
+        alone = ranks.size == pipeline.size == 1
+        return self._device.type == "cuda" and alone and not self.spec.has_experts
 
     def _choose_kernels(
         self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
@@ -151,14 +161,12 @@ class ModelRunner:
         handler = None if stored is None else handler_for(stored)
         load_weights(self._model, config.model_dir, handler, show_progress=show_progress)
 
-    def _choose_forward(
-        self, config: EngineConfig, ranks: Communicator, pipeline: Pipeline
-    ) -> Forward:
+    def _choose_forward(self, ranks: Communicator, pipeline: Pipeline) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
         if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
             return CompiledForward(model, self.spec, caches, pipeline)
-        if backend.name != "triton" or pipeline.size > 1:
+        if isinstance(backend, NativeAttention | TorchAttention) or pipeline.size > 1:
             modular = ModularForward(model, caches, backend, pipeline)
             if self._device.type == "cpu":
                 return modular
@@ -169,9 +177,7 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        # Not every kind of collective can be captured, nor experts, which the host looks up.
-        can_capture = ranks.size == 1 and not self.spec.has_experts
-        if self._device.type == "cuda" and config.cuda_graphs and can_capture:
+        if self._captures:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
@@ -253,6 +259,18 @@ def warm_up_plans(limits: SchedulerConfig) -> Iterator[StepPlan]:
     yield StepPlan(step_id=-1, started=(started,), scheduled=(prefill,))
     yield StepPlan(step_id=-1, scheduled=(decode,))
     yield StepPlan(step_id=-1, dropped=(_WARM_UP_ID,))
+
+
+def _attention_shape(spec: ModelSpec, block_size: int, ranks: Communicator) -> AttentionShape:
+    """What a rank holds of the model's attention."""
+    kv_heads = kv_heads_of(spec.num_kv_heads, ranks.rank, ranks.size)
+    return AttentionShape(
+        num_heads=spec.num_attention_heads // ranks.size,
+        num_kv_heads=kv_heads.stop - kv_heads.start,
+        head_dim=spec.head_dim,
+        block_size=block_size,
+        has_window=any(window is not None for window in spec.sliding_window),
+    )
 
 
 def _cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

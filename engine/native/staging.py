@@ -79,6 +79,7 @@ class Staging:
             context_lens=lengths,
             block_tables=tables,
             slot_mapping=slots,
+            on_host=batch,
         )
         moved = replace(
             inputs,

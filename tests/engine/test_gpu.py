@@ -91,8 +91,9 @@ def test_tokens_are_those_of_the_processor(model: Path, on_cpu: Outputs, cuda_gr
     assert actual == on_cpu
 
 
-def test_plain_torch_on_the_gpu(model: Path, on_cpu: Outputs) -> None:
-    actual, _ = run(model, requests(16), device="cuda", attention_backend="torch")
+@pytest.mark.parametrize("backend", ["torch", "triton", "sdpa"])
+def test_attention_by_name(model: Path, on_cpu: Outputs, backend: str) -> None:
+    actual, _ = run(model, requests(16), device="cuda", attention_backend=backend)
     assert actual == on_cpu
 
 

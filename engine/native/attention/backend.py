@@ -14,10 +14,12 @@ reach an output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,42 @@ class AttentionBatch:
     """int32 [num_seqs, max_blocks], padded on the right."""
     slot_mapping: Tensor
     """int64 [num_tokens]: where the key and value of each token of the batch go."""
+    on_host: AttentionBatch | None = None
+    """The batch that this one is a copy of on a device."""
+
+    @property
+    def host(self) -> AttentionBatch:
+        """The same batch where its values can be read without waiting for a device."""
+        return self if self.on_host is None else self.on_host
+
+    def to(self, device: torch.device) -> AttentionBatch:
+        """A copy of a host's batch on ``device``."""
+        return replace(
+            self,
+            query_start_loc=self.query_start_loc.to(device),
+            context_lens=self.context_lens.to(device),
+            block_tables=self.block_tables.to(device),
+            slot_mapping=self.slot_mapping.to(device),
+            on_host=self,
+        )
+
+    def part(self, sequences: list[int]) -> tuple[AttentionBatch, Tensor]:
+        """A batch of some of a host's sequences, and their tokens in this one: int64 [n]."""
+        starts = self.query_start_loc.tolist()
+        tokens = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in sequences])
+        lengths = self.query_start_loc.diff()[sequences]
+        batch = AttentionBatch(
+            query_start_loc=cumulated(lengths),
+            context_lens=self.context_lens[sequences],
+            block_tables=self.block_tables[sequences],
+            slot_mapping=self.slot_mapping[tokens],
+        )
+        return batch, tokens
+
+
+def cumulated(lengths: Tensor) -> Tensor:
+    """Where each begins and the last ends: int32 [n + 1]."""
+    return F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 class LayerCache(NamedTuple):

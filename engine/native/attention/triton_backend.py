@@ -104,8 +104,15 @@ class TritonAttention:
         self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, window: int | None
     ) -> Tensor:
         assert self._batch is not None, "prepare() comes before forward()"
-        query, key, value = _dense_heads(query), _dense_heads(key), _dense_heads(value)
-        self._store(key, value, cache)
+        self.store(key, value, cache, self._batch.slot_mapping)
+        return self.attend(query, key, value, cache, window)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, window: int | None
+    ) -> Tensor:
+        """``forward`` once the prepared batch's keys and values are in the cache."""
+        assert self._batch is not None, "prepare() comes before attend()"
+        query = _dense_heads(query)
         output = torch.empty(
             (len(query), query.shape[1] * query.shape[2]), dtype=query.dtype, device=query.device
         )
@@ -116,8 +123,9 @@ class TritonAttention:
         self._decode(query, cache, window, output)
         return output
 
-    def _store(self, key: Tensor, value: Tensor, cache: LayerCache) -> None:
-        assert self._batch is not None
+    def store(self, key: Tensor, value: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
+        """Writes tokens [num_tokens, num_kv_heads, head_dim] to their slots."""
+        key, value = _dense_heads(key), _dense_heads(value)
         num_tokens, num_kv_heads, head_dim = key.shape
         kernels.store_kernel[(num_tokens, num_kv_heads)](
             key,
@@ -126,7 +134,7 @@ class TritonAttention:
             cache.values,
             cache.key_scales,
             cache.value_scales,
-            self._batch.slot_mapping,
+            slot_mapping,
             key.stride(0),
             value.stride(0),
             num_kv_heads,

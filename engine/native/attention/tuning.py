@@ -6,26 +6,23 @@ starts, and a restarted engine continues in the bits that it began in.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import median
 
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
+from engine.native.attention.remembered import recall, remember
 from engine.native.attention.triton_backend import NARROW, WIDE, Tiles, TritonAttention
 from engine.native.attention.workload import Workload, attention_work
-from engine.native.kernels.build import cache_directory
 
 logger = logging.getLogger(__name__)
 
 _RUNS = 7
+_FILE = "attention_tiles.json"
 
 
 # Long enough that the device, not the host that launches its kernels, sets the time.
@@ -40,17 +37,22 @@ def tuned_attention(
     dtype: torch.dtype, cache_dtype: torch.dtype, device: torch.device
 ) -> TritonAttention:
     """The fastest on this device, measured now or at an earlier start."""
-    properties = torch.cuda.get_device_properties(device)
-    key = (
-        f"{properties.name} {properties.major}.{properties.minor} triton {triton.__version__} "
-        f"torch {torch.__version__} {dtype} {cache_dtype}"
-    )
+    key = f"{device_key(device)} {dtype} {cache_dtype}"
     tiles = _recall(key)
     if tiles is None:
         tiles = choose_tiles(dtype, cache_dtype, device, on_cuda)
-        _remember(key, tiles)
+        remember(_FILE, key, asdict(tiles))
         torch.cuda.empty_cache()
     return TritonAttention(cache_dtype, device, tiles)
+
+
+def device_key(device: torch.device) -> str:
+    """What a measured time belongs to: the device, and who compiles for it."""
+    properties = torch.cuda.get_device_properties(device)
+    return (
+        f"{properties.name} {properties.major}.{properties.minor} triton {triton.__version__} "
+        f"torch {torch.__version__}"
+    )
 
 
 def choose_tiles(
@@ -108,34 +110,9 @@ def _timing_event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _path() -> Path:
-    return cache_directory() / "attention_tiles.json"
-
-
-def _read() -> dict[str, dict[str, int]]:
-    try:
-        stored = json.loads(_path().read_text())
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
 def _recall(key: str) -> Tiles | None:
+    stored = recall(_FILE, key)
     try:
-        return Tiles(**_read()[key])
-    except (KeyError, TypeError):
+        return None if stored is None else Tiles(**stored)
+    except TypeError:
         return None
-
-
-def _remember(key: str, tiles: Tiles) -> None:
-    """Keeps what was chosen, where that is possible: whoever cannot write measures again."""
-    path = _path()
-    stored = _read() | {key: asdict(tiles)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(stored, file, indent=1)
-        Path(scratch).replace(path)
-    except OSError:
-        pass

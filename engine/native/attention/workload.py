@@ -9,9 +9,21 @@ import torch
 
 from engine.native.attention.backend import AttentionBackend, AttentionBatch
 
-HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
-"""Those of Llama 3.1 8B."""
-_BLOCK_SIZE = 16
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """A rank's attention layers and their cache."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int = 16
+    has_window: bool = False
+    """Whether any layer has a sliding window."""
+
+
+LLAMA_8B = AttentionShape(num_heads=32, num_kv_heads=8, head_dim=128)
+"""Llama 3.1 8B, for whoever has no model in mind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +42,28 @@ def attention_work(
     workload: Workload,
     device: torch.device,
     window: int | None = None,
+    shape: AttentionShape = LLAMA_8B,
 ) -> Callable[[], object]:
     """One layer's attention of a workload, ready to be called over and over."""
-    blocks_each = -(-workload.context_len // _BLOCK_SIZE)
+    size = shape.block_size
+    blocks_each = -(-workload.context_len // size)
     num_blocks = workload.num_seqs * blocks_each
-    (cache,) = backend.allocate_cache(1, num_blocks, KV_HEADS, _BLOCK_SIZE, HEAD_DIM)
-    tables = torch.arange(num_blocks, dtype=torch.int32, device=device)
+    (cache,) = backend.allocate_cache(1, num_blocks, shape.num_kv_heads, size, shape.head_dim)
+    tables = torch.arange(num_blocks, dtype=torch.int32)
     tables = tables.view(workload.num_seqs, blocks_each)
     first = workload.context_len - workload.num_new
-    positions = torch.arange(first, workload.context_len, device=device)
-    slots = tables.long()[:, positions // _BLOCK_SIZE] * _BLOCK_SIZE + positions % _BLOCK_SIZE
-    starts = torch.arange(workload.num_seqs + 1, dtype=torch.int32, device=device)
+    positions = torch.arange(first, workload.context_len)
+    slots = tables.long()[:, positions // size] * size + positions % size
+    starts = torch.arange(workload.num_seqs + 1, dtype=torch.int32)
     backend.prepare(
         AttentionBatch(
             query_start_loc=starts * workload.num_new,
             context_lens=torch.full_like(starts[1:], workload.context_len),
             block_tables=tables,
             slot_mapping=slots.flatten(),
-        )
+        ).to(device)
     )
     num_tokens = workload.num_seqs * workload.num_new
-    query = torch.randn((num_tokens, HEADS, HEAD_DIM), device=device).to(dtype)
-    key = torch.randn((num_tokens, KV_HEADS, HEAD_DIM), device=device).to(dtype)
+    query = torch.randn((num_tokens, shape.num_heads, shape.head_dim), device=device).to(dtype)
+    key = torch.randn((num_tokens, shape.num_kv_heads, shape.head_dim), device=device).to(dtype)
     return lambda: backend.forward(query, key, key, cache, window)

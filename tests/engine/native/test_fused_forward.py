@@ -76,6 +76,16 @@ def test_stages_run_module_by_module(tmp_path: Path) -> None:
     torch.testing.assert_close(last.forward(plan), expected, atol=2e-3, rtol=2e-3)
 
 
+def test_prompts_may_go_through_sdpa(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path, num_hidden_layers=2)
+    runner = make_runner(tmp_path, attention_backend="sdpa", device=DEVICE)
+    assert runner.detail.startswith("triton and sdpa attention")
+    logits, tokens = run(runner)
+    expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
+    torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
+    assert tokens == expected_tokens
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="for machines without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_device_that_is_not_here_is_named(device: str, tmp_path: Path) -> None:

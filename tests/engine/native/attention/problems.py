@@ -124,11 +124,11 @@ def _attend(
     context_lens = torch.tensor([end for _, _, end in spans], dtype=torch.int32)
     backend.prepare(
         AttentionBatch(
-            query_start_loc=torch.tensor(counts, dtype=torch.int32, device=device),
-            context_lens=context_lens.to(device),
-            block_tables=tables[[i for i, _, _ in spans]].contiguous().to(device),
-            slot_mapping=torch.cat(slots).to(device),
-        )
+            query_start_loc=torch.tensor(counts, dtype=torch.int32),
+            context_lens=context_lens,
+            block_tables=tables[[i for i, _, _ in spans]].contiguous(),
+            slot_mapping=torch.cat(slots),
+        ).to(device)
     )
     query, key, value = (
         torch.cat([whole[i][start:end] for i, start, end in spans]).to(device) for whole in tensors

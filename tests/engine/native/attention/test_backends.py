@@ -243,9 +243,8 @@ def test_selection_by_name_and_by_what_works(
     assert select_attention_backend("native", float32, float32).name == "native"
     assert select_attention_backend("torch", float32, float32).name == "torch"
     assert select_attention_backend("auto", torch.bfloat16, torch.bfloat16).name == "torch"
-    with pytest.raises(
-        ValueError, match=r"'flash' is unknown \(known: auto, native, triton, torch\)"
-    ):
+    known = "auto, native, triton, torch, sdpa, flash-attn, flashinfer"
+    with pytest.raises(ValueError, match=rf"'flash' is unknown \(known: {known}\)"):
         select_attention_backend("flash", float32, float32)
     with pytest.raises(ValueError, match="needs dtype float32"):
         select_attention_backend("native", torch.bfloat16, torch.bfloat16)
