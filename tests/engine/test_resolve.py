@@ -79,7 +79,7 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
         ({"dtype": "int3"}, "dtype must be one of float32, bfloat16, float16"),
         ({"max_model_len": 50_000}, "more than the model's own 40960"),
         ({"max_num_seqs": 8, "max_num_batched_tokens": 8}, "must exceed"),
-        ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 64 tokens of the 1024"),
+        ({"num_kv_blocks": 4, "max_model_len": 1024}, "holds 128 tokens of the 1024"),
         ({"tensor_parallel_size": 3}, "16 attention heads do not divide by 3"),
         ({"tensor_parallel_size": 1024}, "tensor_parallel_size 1024: 1024 ranks need a core"),
         ({"pipeline_parallel_size": 1024}, "pipeline_parallel_size 1024: 1024 ranks need a core"),
