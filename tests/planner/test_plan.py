@@ -97,7 +97,7 @@ def roofline_tpot_ms(question: Question, plan: Plan) -> float:
     return 1e3 * model.floor_s(shape)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     device=st.sampled_from(DEVICES),
     model=st.sampled_from(MODELS),
