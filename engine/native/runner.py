@@ -22,6 +22,7 @@ from engine.native.input_batch import InputBatch
 from engine.native.linear.cuda import cuda_linear_kernels
 from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
+from engine.native.memory import populate_in_background
 from engine.native.models import build_model
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator, rank_0_first
 from engine.native.parallel.partition import check_divisible, kv_heads_of, stage_of
@@ -123,6 +124,8 @@ class ModelRunner:
             shape.block_size,
             shape.head_dim,
         )
+        if self._device.type == "cpu":
+            populate_in_background(part for cache in self._caches for part in cache.tensors)
         self._limits = limits
         self._forward = self._choose_forward(ranks, pipeline)
         self._batches = [

@@ -86,6 +86,11 @@ class LayerCache(NamedTuple):
     """Of a cache in int8: one factor for each token and head."""
     value_scales: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        return tuple(part for part in parts if part is not None)
+
 
 class AttentionBackend(Protocol):
     """Writes keys and values into the paged cache, then attends through the block table."""

@@ -125,7 +125,8 @@ struct StepState {
   void start(const Decoder& d, const DecoderStep& step) {
     attention.start_step();
     last_layer = step.batch;
-    if (!d.final_norm) return;  // the next stage wants all of them
+    // The next stage wants all of them, and so does who measures layers without attention.
+    if (!d.final_norm || !d.attends) return;
     if (step.num_sampled == step.batch.num_tokens || !find_sampled(step)) return;
     last_layer.query_start_loc = query_start_loc.data();
     last_layer.num_tokens = step.num_sampled;

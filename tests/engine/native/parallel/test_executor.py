@@ -41,6 +41,8 @@ VARIED = [
 
 GRIDS = [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)]
 """Parts of each layer (4 hold copies of 2 KV heads) and stages, of unequal numbers of layers."""
+GRIDS_OF_EXPERTS = [(2, 1), (4, 1), (2, 2)]
+"""Families with experts: attention is split as in the others."""
 OVERRIDES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"num_hidden_layers": 4},
@@ -104,7 +106,13 @@ class Pair(NamedTuple):
     one_rank: ModelRunner
 
 
-@pytest.fixture(scope="module", params=[(family, *grid) for family in FAMILIES for grid in GRIDS])
+def grids(family: str) -> list[tuple[int, int]]:
+    return GRIDS_OF_EXPERTS if family in ("qwen3_moe", "mixtral") else GRIDS
+
+
+@pytest.fixture(
+    scope="module", params=[(family, *grid) for family in FAMILIES for grid in grids(family)]
+)
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
