@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 
 import torch
+from torch import Tensor
 
+from engine.native.attention.backend import AttentionBackend
 from engine.native.attention.dispatch import DispatchedAttention
 from engine.native.attention.flash_attn import FLASH_ATTN
 from engine.native.attention.flashinfer import FLASHINFER
@@ -36,6 +38,8 @@ WORKLOADS: Mapping[Work, Sequence[Workload]] = {
 }
 _PLAINLY_FASTER = 0.95
 """Of our kernel's time: less of a difference may be noise."""
+_LARGEST_ERROR = 0.02
+"""Relative to the whole output: bfloat16 makes some thousandths, a wrong block about 1."""
 _FILE = "attention_kernels.json"
 
 Usable = Mapping[Work, Sequence[Candidate]]
@@ -101,28 +105,58 @@ def measure_choice(
     workloads: Mapping[Work, Sequence[Workload]] = WORKLOADS,
 ) -> dict[str, str]:
     """The name of the fastest for each kind of work that there is a choice for."""
-    names: dict[str, str] = {}
-    for work, candidates in usable.items():
-        if not candidates:
-            continue
+    return {
+        work: fastest(
+            measure_work(triton, needs, candidates, work, device, clocks[work], workloads[work])
+        )
+        for work, candidates in usable.items()
+        if candidates
+    }
 
-        def times(backend: TritonAttention | DispatchedAttention, work: Work = work) -> list[float]:
-            return [
-                clocks[work](attention_work(backend, needs.dtype, load, device, shape=needs.shape))
-                for load in workloads[work]
-            ]
 
-        seconds = {OURS: times(triton)}
-        for candidate in candidates:
-            try:
-                kernel = candidate.make(work, device)
-                seconds[candidate.name] = times(DispatchedAttention(triton, {work: kernel}))
-            except Exception as error:
-                # Other people's packages fail in their own ways, for instance for want of a
-                # compiler; whoever does is no choice.
-                logger.info("%s does not run for %s attention: %s", candidate.name, work, error)
-        names[work] = fastest(seconds)
-    return names
+def measure_work(
+    triton: TritonAttention,
+    needs: AttentionNeeds,
+    candidates: Iterable[Candidate],
+    work: Work,
+    device: torch.device,
+    clock: Clock,
+    workloads: Sequence[Workload],
+) -> dict[str, list[float]]:
+    """Seconds of each workload, by our kernel and by all candidates that do the same."""
+
+    def runs(backend: AttentionBackend) -> Iterator[tuple[Callable[[], Tensor], Tensor]]:
+        # One at a time: a backend is prepared for one batch.
+        for workload in workloads:
+            call = attention_work(backend, needs.dtype, workload, device, shape=needs.shape)
+            yield call, call()
+
+    seconds: dict[str, list[float]] = {OURS: []}
+    expected = []
+    for call, output in runs(triton):
+        expected.append(output)
+        seconds[OURS].append(clock(call))
+    for candidate in candidates:
+        times = []
+        try:
+            backend = DispatchedAttention(triton, {work: candidate.make(work, device)})
+            for (call, output), ours in zip(runs(backend), expected, strict=True):
+                if not agree(output, ours):
+                    raise ValueError("it computes something else than ours")
+                times.append(clock(call))
+        except Exception as error:
+            # Other people's packages fail in their own ways, for instance for want of a compiler;
+            # whoever does is no choice.
+            logger.warning("%s is left out for %s attention: %s", candidate.name, work, error)
+        else:
+            seconds[candidate.name] = times
+    return seconds
+
+
+def agree(actual: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs differ by no more than roundings in 16 bits."""
+    error = (actual.float() - expected.float()).norm()
+    return bool(error < _LARGEST_ERROR * expected.float().norm())
 
 
 def dispatched(

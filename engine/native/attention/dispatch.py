@@ -28,8 +28,10 @@ class DispatchedAttention:
         names = dict.fromkeys(kernel.name for kernel in (triton, *chosen.values()))
         self.name = " and ".join(names)
         self._slot_mapping: Tensor | None = None
-        self._shares: list[tuple[AttentionKernel, Tensor | None]] = []
-        """Kernels of the prepared batch and the tokens of each; None is all of them."""
+        self._whole: AttentionKernel | None = None
+        """The kernel of all of the prepared batch, where there is one."""
+        self._shares: list[tuple[AttentionKernel, Tensor]] = []
+        """Otherwise all kernels with the tokens of each."""
 
     def allocate_cache(
         self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
@@ -41,13 +43,12 @@ class DispatchedAttention:
     def prepare(self, batch: AttentionBatch) -> None:
         self._slot_mapping = batch.slot_mapping
         shares = self._share_out(batch)
-        if len(shares) == 1:
-            (kernel,) = shares
-            kernel.prepare(batch)
-            self._shares = [(kernel, None)]
+        self._shares = []
+        self._whole = next(iter(shares)) if len(shares) == 1 else None
+        if self._whole is not None:
+            self._whole.prepare(batch)
             return
         device = batch.slot_mapping.device
-        self._shares = []
         for kernel, sequences in shares.items():
             part, tokens = batch.host.part(sequences)
             kernel.prepare(part.to(device))
@@ -69,12 +70,12 @@ class DispatchedAttention:
     ) -> Tensor:
         assert self._slot_mapping is not None, "prepare() comes before forward()"
         self._triton.store(key, value, cache, self._slot_mapping)
+        if self._whole is not None:
+            return self._whole.attend(query, key, value, cache, window)
         output = torch.empty(
             (len(query), query.shape[1] * query.shape[2]), dtype=query.dtype, device=query.device
         )
         for kernel, tokens in self._shares:
-            if tokens is None:
-                return kernel.attend(query, key, value, cache, window)
             part = kernel.attend(query[tokens], key[tokens], value[tokens], cache, window)
             output.index_copy_(0, tokens, part)
         return output

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.native.attention.backend import AttentionBackend, AttentionBatch
 
@@ -43,12 +44,23 @@ def attention_work(
     device: torch.device,
     window: int | None = None,
     shape: AttentionShape = LLAMA_8B,
-) -> Callable[[], object]:
-    """One layer's attention of a workload, ready to be called over and over."""
+) -> Callable[[], Tensor]:
+    """One layer's attention of a workload, ready to be called over and over.
+
+    Its numbers are random, and the same for every backend.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(sizes, device=device, generator=generator).to(dtype)
+
     size = shape.block_size
     blocks_each = -(-workload.context_len // size)
     num_blocks = workload.num_seqs * blocks_each
     (cache,) = backend.allocate_cache(1, num_blocks, shape.num_kv_heads, size, shape.head_dim)
+    for tensor in (cache.keys, cache.values):
+        if tensor.itemsize > 1:  # torch draws no numbers of 8 bits
+            tensor.normal_(generator=generator)
     tables = torch.arange(num_blocks, dtype=torch.int32)
     tables = tables.view(workload.num_seqs, blocks_each)
     first = workload.context_len - workload.num_new
@@ -64,6 +76,7 @@ def attention_work(
         ).to(device)
     )
     num_tokens = workload.num_seqs * workload.num_new
-    query = torch.randn((num_tokens, shape.num_heads, shape.head_dim), device=device).to(dtype)
-    key = torch.randn((num_tokens, shape.num_kv_heads, shape.head_dim), device=device).to(dtype)
-    return lambda: backend.forward(query, key, key, cache, window)
+    query = random(num_tokens, shape.num_heads, shape.head_dim)
+    key = random(num_tokens, shape.num_kv_heads, shape.head_dim)
+    value = random(num_tokens, shape.num_kv_heads, shape.head_dim)
+    return lambda: backend.forward(query, key, value, cache, window)

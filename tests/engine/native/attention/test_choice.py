@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import triton
+from torch import Tensor
 
 from engine.native.attention import choice
+from engine.native.attention.backend import AttentionBatch, LayerCache
 from engine.native.attention.dispatch import DispatchedAttention
 from engine.native.attention.flash_attn import FLASH_ATTN
 from engine.native.attention.flashinfer import FLASHINFER
@@ -20,6 +22,7 @@ from engine.native.attention.kernel import (
     AttentionNeeds,
     Candidate,
     Work,
+    work_of,
 )
 from engine.native.attention.remembered import recall, remember
 from engine.native.attention.sdpa import SDPA
@@ -92,7 +95,12 @@ def test_the_fastest(seconds: dict[str, list[float]], expected: str) -> None:
 
 
 SHAPE = AttentionShape(num_heads=2, num_kv_heads=1, head_dim=16, block_size=8)
-TINY = {work: (Workload(2, 20, 20 if work in PROMPTS else 3),) for work in Work}
+TINY = {
+    Work.DECODE: (Workload(1, 20, 1), Workload(3, 9, 1)),
+    Work.CHUNK: (Workload(1, 20, 3), Workload(2, 9, 4)),
+    Work.SHORT_PROMPT: (Workload(1, 20, 20), Workload(2, 9, 9)),
+    Work.LONG_PROMPT: (Workload(1, 512, 512),),
+}
 FLOAT32 = torch.float32
 
 
@@ -100,17 +108,36 @@ def interpreted() -> TritonAttention:
     return TritonAttention(FLOAT32, CPU, Tiles(chunk_rows=32, chunk_tokens=32))
 
 
+class Zeros:
+    name = "wrong"
+
+    def prepare(self, batch: AttentionBatch) -> None:
+        pass
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: LayerCache, window: int | None
+    ) -> Tensor:
+        return torch.zeros_like(query).flatten(1)
+
+
 def fails(_work: Work, _device: torch.device) -> AttentionKernel:
     raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize("work", Work)
+def test_workloads_are_of_the_kind_that_they_measure(work: Work) -> None:
+    for workload in (*choice.WORKLOADS[work], *TINY[work]):
+        assert work_of(workload.num_new, workload.context_len) is work
 
 
 def test_measuring_takes_the_fastest_of_those_that_run(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "engine.native.attention.choice")
     needs = AttentionNeeds(FLOAT32, FLOAT32, SHAPE, (9, 0), cuda_graphs=False)
     broken = Candidate("broken", None, lambda _work, _needs: None, fails)
-    usable = choice.usable_candidates(needs, {}, (SDPA, broken))
+    wrong = Candidate("wrong", None, lambda _work, _needs: None, lambda _work, _device: Zeros())
+    usable = choice.usable_candidates(needs, {}, (SDPA, broken, wrong))
     # Ours, then sdpa's, where it is a candidate: of short prompts, then of long ones.
-    times = iter([5.0, 5.0, 2.0, 1.0, 2.0, 3.0])
+    times = iter([5.0, 6.0, 5.0, 6.0, 2.0, 2.0, 1.0, 1.0, 2.0, 3.0])
 
     def clock(work: Callable[[], object]) -> float:
         work()
@@ -125,7 +152,9 @@ def test_measuring_takes_the_fastest_of_those_that_run(caplog: pytest.LogCapture
         Work.SHORT_PROMPT: "sdpa",
         Work.LONG_PROMPT: "triton",
     }
-    assert "broken does not run for decode attention: no compiler" in caplog.text
+    assert "broken is left out for decode attention: no compiler" in caplog.text
+    for work in Work:
+        assert f"wrong is left out for {work} attention: it computes something" in caplog.text
 
     caplog.clear()
     backend = choice.dispatched(ours, usable, names, CPU)
