@@ -19,11 +19,11 @@ from engine.native.attention.dispatch import DispatchedAttention
 from engine.native.attention.flash_attn import FLASH_ATTN
 from engine.native.attention.flashinfer import FLASHINFER
 from engine.native.attention.kernel import AttentionKernel, AttentionNeeds, Candidate, Work
-from engine.native.attention.remembered import recall, remember
 from engine.native.attention.sdpa import SDPA
 from engine.native.attention.triton_backend import TritonAttention
 from engine.native.attention.tuning import CHUNK, DECODE, Clock, device_key, on_cuda
 from engine.native.attention.workload import Workload, attention_work
+from engine.native.remembered import recall, remember
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-from engine.native.attention.remembered import recall, remember
 from engine.native.attention.triton_backend import NARROW, WIDE, Tiles, TritonAttention
 from engine.native.attention.workload import Workload, attention_work
+from engine.native.remembered import recall, remember
 
 logger = logging.getLogger(__name__)
 

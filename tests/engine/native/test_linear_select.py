@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.native.linear import memory, select
+from engine.native import remembered
+from engine.native.linear import select
 from engine.native.linear.compiled import CompiledLinear
 from engine.native.linear.measure import Timings, is_batch_invariant, measure
 from engine.native.linear.select import KERNELS, LinearKernels, choose_linear_kernels
@@ -36,7 +37,7 @@ TINY = ModelSpec.from_config(
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Measurements of its own for each test; the kernels stay where they are compiled."""
-    monkeypatch.setattr(memory, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(remembered, "cache_directory", lambda: tmp_path)
     return tmp_path
 
 

@@ -24,11 +24,11 @@ from engine.native.attention.kernel import (
     Work,
     work_of,
 )
-from engine.native.attention.remembered import recall, remember
 from engine.native.attention.sdpa import SDPA
 from engine.native.attention.select import select_attention_backend
 from engine.native.attention.triton_backend import Tiles, TritonAttention
 from engine.native.attention.workload import LLAMA_8B, AttentionShape, Workload
+from engine.native.remembered import recall, remember
 from tests.engine.native.attention.problems import Problem, dense, paged
 
 CPU = torch.device("cpu")

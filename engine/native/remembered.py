@@ -1,4 +1,4 @@
-"""What was measured of attention, kept between starts in files of the kernels' cache."""
+"""What was measured of a machine, kept between starts in files of the kernels' cache."""
 
 from __future__ import annotations
 
