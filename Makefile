@@ -16,7 +16,7 @@ chat: $(VENV)/.installed  ## chat in the terminal with a running server
 	@$(BIN)/ridgeline chat $(ARGS)
 
 test: lint  ## everything CI checks: lint, types, import rules, unit and end-to-end tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
