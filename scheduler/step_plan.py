@@ -80,6 +80,11 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.scheduled)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it for an executor."""
+        return not (self.dropped or self.started or self.scheduled)
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

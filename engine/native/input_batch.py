@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -19,6 +19,7 @@ from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_NO_PLACES: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class StepInputs:
     """int64: which rows of the flat batch are projected onto the vocabulary and sampled."""
     sampling: tuple[ScheduledSequence, ...]
     """Whose they are: ``num_sampled`` rows of each, in this order."""
+    awaited: tuple[NDArray[np.int64], NDArray[np.int64]] = (_NO_PLACES, _NO_PLACES)
+    """Which tokens of the flat batch the step before is still sampling, and the rows of
+    ``InputBatch`` where they will be found: what ``InputBatch.complete`` puts in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,15 @@ class InputBatch:
         self._num_blocks = _with_rows(self._num_blocks, num_rows)
         self._free_rows.extend(range(num_rows - 1, old - 1, -1))
 
-    def build(self, scheduled: Sequence[ScheduledSequence]) -> StepInputs:
+    def build(
+        self,
+        scheduled: Sequence[ScheduledSequence],
+        in_flight: Sequence[ScheduledSequence] = (),
+    ) -> StepInputs:
         """The tensors of a step; takes in the new blocks of the scheduled sequences.
+
+        Those ``in_flight`` are sampled a token each by the step before, which still runs. It counts
+        as known, but its place among ``token_ids`` is empty until ``complete``.
 
         Raises:
             ValueError: the plan names an unknown sequence, a block outside the cache, more
@@ -125,6 +136,8 @@ class InputBatch:
         samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
         context_lens = computed + counts
         known = self._num_tokens[rows]
+        awaiting = self._awaiting(rows, in_flight)
+        known += awaiting
         drafting = [i for i, s in enumerate(scheduled) if s.draft_token_ids]
         for i in drafting:
             known[i] += self._add_drafts(scheduled[i], int(rows[i]), int(known[i]))
@@ -161,7 +174,20 @@ class InputBatch:
             max_context_len=max_context_len,
             sampled_tokens=torch.from_numpy(sampled_tokens),
             sampling=sampling,
+            awaited=(starts[1:][awaiting] - 1, rows[awaiting]),
         )
+
+    def complete(self, inputs: StepInputs) -> None:
+        """Puts in the tokens that were still awaited when the step was built."""
+        places, rows = inputs.awaited
+        inputs.token_ids.numpy()[places] = self._token_ids[rows, self._num_tokens[rows] - 1]
+
+    def _awaiting(
+        self, rows: NDArray[np.int64], in_flight: Sequence[ScheduledSequence]
+    ) -> NDArray[np.bool_]:
+        """Which of these rows belong to a sequence in flight that is still held."""
+        held = (self._held.get(s.sequence_id) for s in in_flight)
+        return np.isin(rows, [h.row for h in held if h is not None])
 
     def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
         held = self._held.get(scheduled.sequence_id)
@@ -219,12 +245,16 @@ class InputBatch:
                 f"{capacity[i]}"
             )
 
-    def sampling_rows(self, sampling: Iterable[ScheduledSequence]) -> list[SamplingRow]:
-        """What is sampled after the known tokens, and after each draft as if it were known."""
+    def sampling_rows(self, inputs: StepInputs) -> list[SamplingRow]:
+        """What is sampled after the known tokens, and after each draft as if it were known.
+
+        A token that is awaited appears in its row when it is taken in.
+        """
         rows = []
-        for scheduled in sampling:
+        awaiting = set(inputs.awaited[1].tolist())
+        for scheduled in inputs.sampling:
             held = self._held[scheduled.sequence_id]
-            known = int(self._num_tokens[held.row])
+            known = int(self._num_tokens[held.row]) + (held.row in awaiting)
             rows += [
                 SamplingRow(
                     sequence_id=scheduled.sequence_id,
@@ -251,13 +281,17 @@ class InputBatch:
         return new
 
     def append(self, new: Mapping[int, Sequence[int]]) -> None:
-        """Appends to each of these sequences what was sampled in the step that was built last."""
-        if not new:
+        """Appends to each of these sequences what was sampled in a step.
+
+        Those that a plan has dropped meanwhile are no longer of interest.
+        """
+        held = {i: token_ids for i, token_ids in new.items() if i in self._held}
+        if not held:
             return
-        rows = [self._held[sequence_id].row for sequence_id in new]
-        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in new.values()]
+        rows = [self._held[sequence_id].row for sequence_id in held]
+        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in held.values()]
         # All but the last were drafts, which stand in their places already.
-        self._token_ids[rows, last] = [token_ids[-1] for token_ids in new.values()]
+        self._token_ids[rows, last] = [token_ids[-1] for token_ids in held.values()]
         self._num_tokens[rows] = last + 1
 
 

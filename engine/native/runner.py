@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.native import sampler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
 from engine.native.attention.torch_backend import TorchAttention
@@ -18,7 +18,7 @@ from engine.native.attention.workload import AttentionShape
 from engine.native.compiled_forward import CompiledForward
 from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
-from engine.native.input_batch import InputBatch
+from engine.native.input_batch import InputBatch, StepInputs
 from engine.native.linear.cuda import cuda_linear_kernels
 from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
@@ -29,6 +29,7 @@ from engine.native.parallel.partition import check_divisible, kv_heads_of, stage
 from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from engine.native.quantization import handler_for
 from engine.native.random_weights import fill_with_noise
+from engine.native.sampler import Sampling
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
 from engine.native.staging import Staging
@@ -48,6 +49,21 @@ LOAD_FORMATS = ("safetensors", "random")
 _STAGING_BYTES = 2**20
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
+
+
+@dataclass(slots=True)
+class Step:
+    """A step on its way through ``ModelRunner.prepare``, ``launch`` and ``finish``."""
+
+    batch: InputBatch
+    inputs: StepInputs | None
+    """None where nothing is computed."""
+    sampling: Sampling | None
+    logits: Tensor | None = None
+
+    @property
+    def sampled_sequences(self) -> tuple[ScheduledSequence, ...]:
+        return () if self.inputs is None else self.inputs.sampling
 
 
 class ModelRunner:
@@ -202,20 +218,47 @@ class ModelRunner:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
         start = time.perf_counter()
+        step = self.prepare(plan, lane)
+        self.launch(step)
+        return StepResult(self.finish(step), time.perf_counter() - start)
+
+    def prepare(self, plan: StepPlan, lane: int = 0, in_flight: Step | None = None) -> Step:
+        """All of a step that can be done while the one before it, of the same lane, runs.
+
+        Raises:
+            ValueError: as ``execute``.
+        """
         batch = self._batches[lane]
         batch.apply(plan)
-        sampled: dict[int, tuple[int, ...]] = {}
-        if plan.scheduled:
-            inputs = batch.build(plan.scheduled)
-            with torch.inference_mode():
-                logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if self.samples and inputs.sampling:
-                    rows = batch.sampling_rows(inputs.sampling)
-                    tokens = sampler.sample(logits, rows, self._sampling)
-                    sampled = batch.take_in(inputs.sampling, tokens)
-                elif self._device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()  # or its time would be the next one's
-        return StepResult(sampled, time.perf_counter() - start)
+        if not plan.scheduled:
+            return Step(batch, None, None)
+        inputs = batch.build(plan.scheduled, in_flight.sampled_sequences if in_flight else ())
+        sampling = None
+        if self.samples and inputs.sampling:
+            sampling = Sampling(batch.sampling_rows(inputs), self._sampling)
+        return Step(batch, inputs, sampling)
+
+    def launch(self, step: Step) -> None:
+        """Sets the device to work on a step, the one before it being finished."""
+        if step.inputs is None:
+            return
+        step.batch.complete(step.inputs)
+        with torch.inference_mode():
+            step.logits = self._forward.logits(step.inputs, step.inputs.sampled_tokens)
+            if step.sampling is not None and not step.sampling.waits_for_logits:
+                step.sampling.start(step.logits)
+
+    def finish(self, step: Step) -> dict[int, tuple[int, ...]]:
+        """Waits until a step has been carried out; the new tokens of its sequences."""
+        if step.sampling is None:
+            if self._device.type == "cuda":
+                torch.cuda.current_stream().synchronize()  # or its time would be the next one's
+            return {}
+        assert step.logits is not None
+        with torch.inference_mode():
+            if step.sampling.waits_for_logits:
+                step.sampling.start(step.logits)
+            return step.batch.take_in(step.sampled_sequences, step.sampling.tokens())
 
     def take_in(self, result: StepResult, lane: int) -> None:
         """Learns what the last stage sampled in a lane's step before."""

@@ -63,18 +63,47 @@ def sample(
 
     Without a ``backend``, the best for logits in the host's memory is chosen once.
     """
-    if backend is None:
-        backend = select_sampling_backend()
-    for i, row in enumerate(rows):
-        if row.adjusts_logits:
-            _edit(logits[i], row, _adjust)
-    draws = [_draw_of(row) for row in rows]
-    tokens = backend.pick(logits, draws)
-    if NOT_FINITE in tokens:
-        for i in [i for i, token in enumerate(tokens) if token == NOT_FINITE]:
-            _edit(logits[i], rows[i], _repair)
-            (tokens[i],) = backend.pick(logits[i : i + 1], [draws[i]])
-    return tokens
+    sampling = Sampling(rows, backend or select_sampling_backend())
+    sampling.start(logits)
+    return sampling.tokens()
+
+
+class Sampling:
+    """The sampling of one step in three parts, see ``sample``.
+
+    Made before there are logits, started when they are on their way, asked for when the tokens are
+    needed. Rows may be without their newest token until the start: what they draw does not depend
+    on its value.
+    """
+
+    def __init__(self, rows: Sequence[SamplingRow], backend: SamplingBackend) -> None:
+        self._rows = rows
+        self._backend = backend
+        self._draws = [_draw_of(row) for row in rows]
+        self._adjusted = [i for i, row in enumerate(rows) if row.adjusts_logits]
+        self._picked: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def waits_for_logits(self) -> bool:
+        """Whether ``start`` lasts until the logits are there, since it changes some on the host."""
+        return bool(self._adjusted)
+
+    def start(self, logits: Tensor) -> None:
+        """Has the tokens picked; ``logits`` must stay untouched until they are asked for."""
+        for i in self._adjusted:
+            _edit(logits[i], self._rows[i], _adjust)
+        self._picked = logits, self._backend.pick(logits, self._draws)
+
+    def tokens(self) -> list[int]:
+        """Waits for the tokens: one for each row."""
+        assert self._picked is not None
+        logits, picked = self._picked
+        tokens: list[int] = picked.tolist()
+        if NOT_FINITE in tokens:
+            for i in [i for i, token in enumerate(tokens) if token == NOT_FINITE]:
+                _edit(logits[i], self._rows[i], _repair)
+                tokens[i] = int(self._backend.pick(logits[i : i + 1], [self._draws[i]]))
+        return tokens
 
 
 def uniform(seed: int, index: int, position: int) -> float:

@@ -18,7 +18,8 @@ from engine.native.runner import ModelRunner
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.scheduler import Scheduler, SchedulerStats
+from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.quantized_checkpoints import FORMATS, make_quantized
 from tests.step_times import host_bound_model
