@@ -49,6 +49,9 @@ class EngineConfig:
     ``triton`` (GPU kernels), or ``sdpa``, ``flash-attn`` or ``flashinfer`` for what they can do."""
     linear_kernel: str = "auto"
     """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    async_scheduling: bool = False
+    """Plan each step while the one before it runs, where that is known to hold no drafts. Not for
+    pipelines, whose lanes are planned while others run."""
     load_format: str = "safetensors"
     """``safetensors``, or ``random``: noise in place of weights, to measure speed without any."""
     step_time: StepTimeModel | None = None

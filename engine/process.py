@@ -35,6 +35,7 @@ from engine.messages import (
     encode,
 )
 from engine.native.parallel.rank_config import config_of_rank
+from engine.overlapped_loop import OverlappedLoop
 from engine.pipelined_loop import PipelinedLoop
 from scheduler.scheduler import Scheduler
 
@@ -46,7 +47,7 @@ _SEND_LINGER_MS = 1000
 
 
 class Loop(Protocol):
-    """What this process runs: ``EngineLoop``, ``PipelinedLoop`` or ``SimulatedLoop``."""
+    """What this process runs: an ``EngineLoop``, ``PipelinedLoop`` or ``SimulatedLoop``."""
 
     @property
     def wait_s(self) -> float | None: ...
@@ -145,18 +146,29 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     config = launch.config
     bind_compute_threads(config_of_rank(config, 0).cpus)
     if config.num_ranks == 1:
+        from engine.native.overlapping_executor import OverlappingExecutor
         from engine.native.runner import ModelRunner
 
         runner = ModelRunner(config)
         runner.warm_up()
-        scheduler = Scheduler(config.scheduler, config.step_time)
-        return EngineLoop(scheduler, runner, runner.spec.vocab_size, send), runner.detail
+        scheduler, vocab_size = (
+            Scheduler(config.scheduler, config.step_time),
+            runner.spec.vocab_size,
+        )
+        if not config.async_scheduling:
+            return EngineLoop(scheduler, runner, vocab_size, send), runner.detail
+        overlapping = OverlappingExecutor(runner)
+        return OverlappedLoop(scheduler, overlapping, vocab_size, send), runner.detail
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
     executor.warm_up()
+    vocab_size = executor.spec.vocab_size
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
-    return PipelinedLoop(schedulers, executor, executor.spec.vocab_size, send), executor.detail
+    if config.async_scheduling:
+        (scheduler,) = schedulers
+        return OverlappedLoop(scheduler, executor, vocab_size, send), executor.detail
+    return PipelinedLoop(schedulers, executor, vocab_size, send), executor.detail
 
 
 def _start_simulated(

@@ -27,6 +27,11 @@ class OverlappingExecutor:
         self._in_flight: _InFlight | None = None
         self._ready: Step | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step is in flight."""
+        return self._in_flight is not None
+
     def submit(self, plan: StepPlan) -> None:
         """
         Raises:

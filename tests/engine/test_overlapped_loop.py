@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
+from engine.loop import ExecutorError
 from engine.messages import AbortRequest, AddRequest, FromEngine, Progress
 from engine.native.overlapping_executor import OverlappingExecutor
+from engine.native.parallel.executor import ParallelExecutor
 from engine.native.runner import ModelRunner
 from engine.overlapped_loop import OverlappedLoop
 from scheduler.config import SchedulerConfig
@@ -27,6 +33,7 @@ from tests.engine.test_equivalence import (
     NUM_TOKENS,
     InProcessEngine,
     Model,
+    Outputs,
     Variant,
     make_requests,
 )
@@ -183,21 +190,28 @@ def test_whatever_arrives_and_goes_away(config: SchedulerConfig, script: list[Ar
 # ---------------------------------------------------------------------- a real model
 
 
+def config_for(model: Model, **limits: object) -> EngineConfig:
+    fields = {"num_blocks": 512, "max_num_seqs": 16, "max_model_len": MAX_MODEL_LEN} | limits
+    return EngineConfig(
+        model.directory,
+        SchedulerConfig(**fields),  # type: ignore[arg-type]
+        linear_kernel=model.variant.linear_kernel,
+        num_threads=1,
+        async_scheduling=True,
+    )
+
+
 class OverlappedEngine(InProcessEngine):
     """The real loop, scheduler and runner, planning ahead."""
 
-    def __init__(self, model: Model, **limits: object) -> None:
-        fields = {"num_blocks": 512, "max_num_seqs": 16, "max_model_len": MAX_MODEL_LEN} | limits
-        config = EngineConfig(
-            model.directory,
-            SchedulerConfig(**fields),  # type: ignore[arg-type]
-            linear_kernel=model.variant.linear_kernel,
-            num_threads=1,
-        )
-        executor = OverlappingExecutor(ModelRunner(config))
+    def __init__(
+        self, model: Model, executor: ParallelExecutor | None = None, **limits: object
+    ) -> None:
+        config = config_for(model, **limits)
+        overlapping = executor or OverlappingExecutor(ModelRunner(config))
         self.scheduler = Scheduler(config.scheduler, host_bound_model())
         self.outputs = {}
-        self.loop = OverlappedLoop(self.scheduler, executor, 320, self._collect)
+        self.loop = OverlappedLoop(self.scheduler, overlapping, 320, self._collect)
 
 
 @pytest.fixture(scope="module")
@@ -217,29 +231,59 @@ def requests_of_all_kinds() -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("limits", "arrive_every"),
-    [
-        ({}, 0),
-        ({"max_prefill_chunk": 7}, 2),
-        ({"num_blocks": 16}, 1),
-        ({"max_num_seqs": 3, "max_num_batched_tokens": 12}, 3),
-        ({"num_speculative_tokens": 7}, 2),
-    ],
-    ids=["all at once", "in chunks", "with preemption", "in few tokens", "with speculation"],
-)
-def test_tokens_are_those_of_the_plain_loop(
-    model: Model, limits: dict[str, object], arrive_every: int
-) -> None:
-    requests = requests_of_all_kinds()
-    plain = InProcessEngine(model, max_num_seqs=4).run(requests)
-    engine = OverlappedEngine(model, **limits)
-    assert engine.run(requests, arrive_every) == plain
+@pytest.fixture(scope="module")
+def plain(model: Model) -> Outputs:
+    return InProcessEngine(model, max_num_seqs=4).run(requests_of_all_kinds())
+
+
+LIMITS: dict[str, tuple[dict[str, object], int]] = {
+    "all at once": ({}, 0),
+    "in chunks": ({"max_prefill_chunk": 7}, 2),
+    "with preemption": ({"num_blocks": 16}, 1),
+    "in few tokens": ({"max_num_seqs": 3, "max_num_batched_tokens": 12}, 3),
+    "with speculation": ({"num_speculative_tokens": 7}, 2),
+}
+
+
+def check(engine: OverlappedEngine, plain: Outputs, name: str) -> None:
+    limits, arrive_every = LIMITS[name]
+    assert engine.run(requests_of_all_kinds(), arrive_every) == plain
     stats = engine.stats()
     assert (stats.num_preemptions > 0) == ("num_blocks" in limits)
     assert (stats.num_accepted_tokens > 0) == ("num_speculative_tokens" in limits)
-    assert engine.run(requests) == plain  # what the prefix cache has kept is right
+    assert engine.run(requests_of_all_kinds()) == plain  # what the prefix cache has kept is right
     assert "num_blocks" in limits or engine.stats().num_prefix_hits > 300
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_tokens_are_those_of_the_plain_loop(model: Model, plain: Outputs, name: str) -> None:
+    check(OverlappedEngine(model, **LIMITS[name][0]), plain, name)
+
+
+@pytest.fixture(scope="module")
+def ranks(model: Model) -> Iterator[ParallelExecutor]:
+    executor = ParallelExecutor(replace(config_for(model), tensor_parallel_size=2))
+    yield executor
+    executor.close()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_tokens_of_two_ranks_are_those_of_the_plain_loop(
+    model: Model, ranks: ParallelExecutor, plain: Outputs, name: str
+) -> None:
+    check(OverlappedEngine(model, ranks, **LIMITS[name][0]), plain, name)
+
+
+def test_a_rank_that_dies_between_steps_is_named(model: Model) -> None:
+    executor = ParallelExecutor(replace(config_for(model), tensor_parallel_size=2))
+    engine = OverlappedEngine(model, executor)
+    engine.loop.handle([AddRequest(r) for r in make_requests(3)])
+    for _ in range(5):
+        engine.loop.step()
+    os.kill(executor.worker_pids[0], signal.SIGKILL)
+    with pytest.raises(ExecutorError, match="process of rank 1 of 2 ended with signal 9"):
+        engine.run([])  # what is left
+    executor.close()
 
 
 def test_a_row_that_is_not_finite_ends_as_in_the_plain_loop(tmp_path: Path) -> None:
