@@ -8,13 +8,16 @@ from starlette.responses import Response
 
 from engine.protocol import Engine
 from server import health
+from server.anthropic import routes as messages
 from server.auth import ApiKeyMiddleware
 from server.chat_template import ChatTemplate
 from server.context import DEFAULT_MAX_BODY_BYTES, ServerContext
+from server.error_shape import error_response
 from server.metrics import Metrics
 from server.openai import chat, completions, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
+from server.openai.responses_api import routes as responses
 from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
@@ -44,10 +47,10 @@ def create_app(
     app.state.context = ServerContext(
         engine, tokenizer, chat_template, model, metrics, max_body_bytes
     )
-    for router in (chat.router, completions.router, models.router, tokenize.router, health.router):
-        app.include_router(router)
+    for room in (chat, completions, responses, messages, models, tokenize, health):
+        app.include_router(room.router)
     install_document(app)
-    install_error_handlers(app)
+    install_error_handlers(app, error_response)
     for kind in (ClientDisconnectedError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_nobody)
     if api_key is not None:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.error_shape import error_response
 from server.openai.errors import ApiError, error_type
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -36,7 +37,7 @@ class ApiKeyMiddleware:
             headers={"www-authenticate": "Bearer"},
         )
         scope["state"]["record"].failed(error.status, error.code or error_type(error.status))
-        await error.response()(scope, receive, send)
+        await error_response(error, scope)(scope, receive, send)
 
     def _knows(self, headers: Headers) -> bool:
         given = headers.get("x-api-key")

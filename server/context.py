@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from engine.protocol import Engine
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
+from server.openai.responses_api.store import ResponseStore
 from server.record import RequestRecord
 from server.served_model import ServedModel
 from server.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ class ServerContext:
     model: ServedModel
     metrics: Metrics
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    responses: ResponseStore = field(default_factory=ResponseStore)
     draining: bool = False
     """Set once, when the server is told to stop: what runs may finish, nothing new begins."""
 

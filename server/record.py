@@ -36,6 +36,12 @@ class RequestRecord:
     def generation_began(self, endpoint: str) -> None:
         self.endpoint = endpoint
 
+    def detach(self) -> RequestRecord:
+        """A record of what goes on after the answer; this one then counts no generation."""
+        rest = RequestRecord(self.request_id, self.metrics, self.arrival, self.endpoint)
+        self.endpoint = ""
+        return rest
+
     def prompt_processed(self, num_tokens: int, num_cached: int) -> None:
         self.num_prompt_tokens += num_tokens
         self.num_cached_tokens += num_cached

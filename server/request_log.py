@@ -13,6 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.error_shape import error_response
 from server.logs import request_id_var
 from server.metrics import Metrics
 from server.openai.errors import as_api_error, error_type
@@ -56,7 +57,7 @@ class RequestLogMiddleware:
             answer = as_api_error(error)
             record.failed(answer.status, answer.code or error_type(answer.status))
             if status == 0:
-                await answer.response()(scope, receive, send_with_id)
+                await error_response(answer, scope)(scope, receive, send_with_id)
         finally:
             record.close()
             _write_line(scope, record, status)

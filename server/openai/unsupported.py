@@ -6,6 +6,7 @@ unless its value asks for what happens anyway.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from server.openai.errors import bad_request
@@ -48,15 +49,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 def refuse_unsupported(fields: dict[str, Any]) -> None:
     """Raises a 400 that names the first field that cannot be honoured."""
+    refuse_unless_neutral(fields, _NEUTRAL)
+    _refuse_best_of(fields)
+    _refuse_forced_tools(fields.get("tool_choice"))
+
+
+def refuse_unless_neutral(
+    fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Raises a 400 for a field named in ``neutral`` with a value that is not listed there."""
     for name, value in fields.items():
-        if name not in _NEUTRAL or value is None:
+        if name not in neutral or value is None:
             continue
-        if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
+        if not any(_same(value, harmless) for harmless in neutral[name]):
             raise bad_request(
                 f"{name} is not supported by this server.", param=name, code="unsupported_parameter"
             )
-    _refuse_best_of(fields)
-    _refuse_forced_tools(fields.get("tool_choice"))
 
 
 def _refuse_best_of(fields: dict[str, Any]) -> None:
