@@ -9,9 +9,12 @@ from server.anthropic.errors import messages_error_body
 from server.openai.errors import ApiError
 
 
+def is_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
 def error_response(error: ApiError, scope: Scope) -> Response:
-    path: str = scope["path"]
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+    if is_anthropic(scope["path"]):
         body = messages_error_body(error, scope["state"]["record"].request_id)
         return Response(body, error.status, error.headers, "application/json")
     return error.response()

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.error_shape import error_response
+from server.error_shape import error_response, is_anthropic
 from server.logs import request_id_var
 from server.metrics import Metrics
 from server.openai.errors import as_api_error, error_type
@@ -44,7 +44,10 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = record.request_id
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = record.request_id  # what its clients look for
             await send(message)
 
         try:
