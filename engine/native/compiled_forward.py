@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.native.attention.backend import LayerCache
 from engine.native.attention.native_backend import batch_struct, cache_struct
+from engine.native.forward import States
 from engine.native.input_batch import StepInputs
 from engine.native.kernels.library import (
     Decoder,
@@ -47,7 +48,8 @@ class CompiledForward:
         attends: bool = True,
     ) -> None:
         self._library = load_library()
-        self._kept_alive = (model, caches)
+        self._model = model
+        self._kept_alive = caches
         self._pipeline = pipeline
         self._rotary = model.model.rotary
         self._spec = spec
@@ -83,6 +85,20 @@ class CompiledForward:
         return not spec.has_experts and spec.intermediate_size % (2 * lanes) == 0
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+        return self._run(inputs, rows, keeps_hidden=False)
+
+    def states(self, inputs: StepInputs, rows: Tensor) -> States:
+        logits = self._run(inputs, rows, keeps_hidden=True)
+        if not self._pipeline.is_last:
+            return States(logits, logits)
+        hidden = self._buffers["hidden"][: len(inputs.token_ids)]
+        return States(logits, self._model.model.norm(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits
+
+    def _run(self, inputs: StepInputs, rows: Tensor, *, keeps_hidden: bool) -> Tensor:
         num_tokens, pipeline = len(inputs.token_ids), self._pipeline
         if not pipeline.is_last:
             rows = rows[:0]
@@ -102,6 +118,7 @@ class CompiledForward:
             sampled_tokens=pointer(rows, torch.int64),
             num_sampled=len(rows),
             logits=logits.data_ptr(),
+            keeps_hidden=keeps_hidden,
         )
         self._library.decoder_forward(self._decoder, step, torch.get_num_threads())
         if not pipeline.is_last:

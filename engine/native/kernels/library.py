@@ -184,6 +184,7 @@ class DecoderStep(ctypes.Structure):
         ("sampled_tokens", _POINTER),
         ("num_sampled", _INT),
         ("logits", _POINTER),
+        ("keeps_hidden", _INT),
     )
 
 
