@@ -78,11 +78,15 @@ class CompiledForward:
         self._logits = torch.empty(0, spec.vocab_size)
 
     @staticmethod
-    def suits(spec: ModelSpec) -> bool:
-        """Whether all layers are dense, and gate and up projection lie side by side, see
-        ``linear.h``: whole panels each."""
+    def suits(spec: ModelSpec, model: modules.DecoderForCausalLM) -> bool:
+        """Whether all layers are dense, gate and up projection lie side by side, see ``linear.h``:
+        whole panels each, and no weight has outputs apart."""
         lanes = load_library().vector_lanes
-        return not spec.has_experts and spec.intermediate_size % (2 * lanes) == 0
+        return (
+            not spec.has_experts
+            and spec.intermediate_size % (2 * lanes) == 0
+            and not any(getattr(weight, "apart", None) for weight in model.parameters())
+        )
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
         return self._run(inputs, rows, keeps_hidden=False)

@@ -164,7 +164,7 @@ class ModelRunner:
     def _choose_forward(self, ranks: Communicator, pipeline: Pipeline) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
-        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec, model):
             return CompiledForward(model, self.spec, caches, pipeline)
         if isinstance(backend, NativeAttention | TorchAttention) or pipeline.size > 1:
             modular = ModularForward(model, caches, backend, pipeline)

@@ -79,8 +79,7 @@ inline void round_row(const Linear& l, const float* x, const Input& input, int r
 inline void round_rows(const Member& member, const Linear& l, const float* x, const Input& input,
                        int num_rows) {
   if (!l.rounds_activations) return;
-  constexpr int ITEM_INPUTS = 1024;
-  const int groups = num_groups(l), item_groups = ITEM_INPUTS / l.group;
+  const int groups = num_groups(l), item_groups = LARGEST_GROUP / l.group;
   const int items = (groups + item_groups - 1) / item_groups;
   member.share(num_rows * items, [&](int i) {
     const int row = i / items, first = i % items * item_groups;

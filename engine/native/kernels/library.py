@@ -56,6 +56,7 @@ class Linear(ctypes.Structure):
         ("rounds_activations", _INT),
         ("scale_format", _INT),
         ("zeros", _POINTER),
+        ("order", _POINTER),
     )
 
 
