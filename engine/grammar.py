@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -22,10 +21,10 @@ from scheduler.sampling_params import Grammar, GrammarKind, InvalidParameterErro
 
 logger = logging.getLogger(__name__)
 
+MOST_GRAMMAR_CHARACTERS = 2**18
+
 _MOST_KEPT = 256
 """Compiled grammars; each takes some ten kilobytes."""
-_MOST_BYTES = 256 * 2**10
-"""Of a grammar's text."""
 _MOST_SAID = 500
 """Characters of an error, which may quote the grammar."""
 _SILENT = 0
@@ -72,11 +71,11 @@ class Matcher:
 class GrammarCompiler:
     """Compiles grammars for the tokenizer of one model; safe for several threads.
 
-    Nothing is loaded before the first grammar comes.
+    ``tokenizer_json`` reads its file; nothing is loaded before the first grammar comes.
     """
 
-    def __init__(self, model_dir: Path, vocab_size: int) -> None:
-        self._path = model_dir / "tokenizer.json"
+    def __init__(self, tokenizer_json: Callable[[], str], vocab_size: int) -> None:
+        self._tokenizer_json = tokenizer_json
         self._vocab_size = vocab_size
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
@@ -115,12 +114,16 @@ class GrammarCompiler:
             return compiled
 
     def _compile_anew(self, grammar: Grammar) -> LLMatcher:
-        if len(grammar.text) > _MOST_BYTES:
-            raise InvalidParameterError("grammar", f"is longer than {_MOST_BYTES} characters")
+        if len(grammar.text) > MOST_GRAMMAR_CHARACTERS:
+            raise InvalidParameterError(
+                "grammar", f"is longer than {MOST_GRAMMAR_CHARACTERS} characters"
+            )
         if self._tokenizer is None:
-            if not self._path.is_file():
-                raise InvalidParameterError("grammar", f"needs the model's {self._path.name}")
-            self._tokenizer = LLTokenizer(str(self._path), n_vocab=self._vocab_size)
+            try:
+                tokenizer = self._tokenizer_json()
+            except OSError as error:
+                raise InvalidParameterError("grammar", f"needs a tokenizer: {error}") from None
+            self._tokenizer = LLTokenizer(tokenizer, n_vocab=self._vocab_size)
         try:
             source = _source(grammar)
         except ValueError as error:

@@ -83,10 +83,11 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens, once for all continuations."""
     pooling: Pooling | None = None
-    """Nothing is sampled: the prompt's embedding is all that is wanted."""
+    """The prompt's embedding is all that is wanted."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        least = 1 if self.prompt_logprobs is None else 0
+        _require(self.max_tokens >= least, "max_tokens", f"must be at least {least}")
         _require(_INT64_MIN <= self.seed <= _INT64_MAX, "seed", "must fit in 64 bits")
         _require_range("temperature", self.temperature, 0.0, 2.0)
         _require(self.top_k >= 0, "top_k", "must be 0 (off) or positive")
@@ -115,6 +116,11 @@ class SamplingParams:
                 parameter,
                 f"must be between 0 and {MOST_LOGPROBS}",
             )
+
+    @property
+    def samples_nothing(self) -> bool:
+        """Whether the prompt is all that is looked at."""
+        return self.pooling is not None or self.max_tokens == 0
 
     @property
     def is_greedy(self) -> bool:

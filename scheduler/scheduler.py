@@ -197,8 +197,8 @@ class Scheduler:
             sequence.num_computed_tokens += scheduled.num_tokens - num_drafts
             token_ids: tuple[int, ...] = ()
             finish_reason = None
-            if scheduled.samples and sequence.request.sampling.pooling is not None:
-                finish_reason = FinishReason.STOP
+            if scheduled.samples and sequence.request.sampling.samples_nothing:
+                finish_reason = FinishReason.LENGTH
             elif scheduled.samples:
                 sampled = result.sampled_token_ids[scheduled.sequence_id]
                 token_ids, finish_reason = self._append_tokens(sequence, sampled)
@@ -413,7 +413,7 @@ class Scheduler:
 
     def _is_full(self, sequence: Sequence) -> bool:
         """Whether it has as many tokens as it may: it has ended, or will when they are known."""
-        most = sequence.request.sampling.max_tokens
+        most = max(1, sequence.request.sampling.max_tokens)  # a step's token, if it counts or not
         return (
             sequence.num_output_tokens >= most or sequence.num_tokens >= self.config.max_model_len
         )

@@ -91,6 +91,8 @@ class TokenLogprobs:
     """How likely a token was where it stands, and which others were."""
 
     logprob: float
+    rank: int
+    """1 is the likeliest."""
     top: tuple[tuple[int, float], ...]
     """The likeliest tokens and their logarithmic probabilities, likeliest first."""
 

@@ -6,13 +6,14 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server import health
 from server.auth import ApiKeyMiddleware
 from server.chat_template import ChatTemplate
 from server.context import DEFAULT_MAX_BODY_BYTES, ServerContext
 from server.metrics import Metrics
-from server.openai import chat, completions, models, tokenize
+from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
 from server.record import CLIENT_CLOSED_REQUEST
@@ -42,10 +43,16 @@ def create_app(
     )
     metrics = Metrics(engine, model.name)
     app.state.context = ServerContext(
-        engine, tokenizer, chat_template, model, metrics, max_body_bytes
+        engine,
+        tokenizer,
+        chat_template,
+        model,
+        metrics,
+        GrammarCompiler(tokenizer.to_json, model.vocab_size),
+        max_body_bytes,
     )
-    for router in (chat.router, completions.router, models.router, tokenize.router, health.router):
-        app.include_router(router)
+    for module in (chat, completions, embeddings, models, tokenize, health):
+        app.include_router(module.router)
     install_document(app)
     install_error_handlers(app)
     for kind in (ClientDisconnectedError, ClientDisconnect):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
@@ -23,6 +24,8 @@ class ServerContext:
     chat_template: ChatTemplate | None
     model: ServedModel
     metrics: Metrics
+    grammars: GrammarCompiler
+    """To know at once whether a grammar is one; the engine compiles it for itself."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     draining: bool = False
     """Set once, when the server is told to stop: what runs may finish, nothing new begins."""

@@ -176,7 +176,7 @@ class InputBatch:
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
-        samples &= [self._held[s.sequence_id].sampling.pooling is None for s in scheduled]
+        samples &= [not self._held[s.sequence_id].sampling.samples_nothing for s in scheduled]
         starts = np.zeros(len(scheduled) + 1, dtype=np.int64)
         np.cumsum(counts, out=starts[1:])
         token_rows = np.repeat(rows, counts)

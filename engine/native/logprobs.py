@@ -25,9 +25,12 @@ class LogprobTable:
     def of(self, token_ids: Sequence[int]) -> list[TokenLogprobs]:
         """One token of each row."""
         places = torch.tensor(token_ids, device=self._values.device).unsqueeze(-1)
-        chosen = self._values.gather(-1, places).squeeze(-1).tolist()
+        chosen = self._values.gather(-1, places)
+        ranks = ((self._values > chosen).sum(-1) + 1).tolist()
         tops = zip(self._top.indices.tolist(), self._top.values.tolist(), strict=True)
         return [
-            TokenLogprobs(logprob, tuple(zip(tokens[:count], values[:count], strict=True)))
-            for logprob, count, (tokens, values) in zip(chosen, self._counts, tops, strict=True)
+            TokenLogprobs(logprob, rank, tuple(zip(tokens[:count], values[:count], strict=True)))
+            for logprob, rank, count, (tokens, values) in zip(
+                chosen.squeeze(-1).tolist(), ranks, self._counts, tops, strict=True
+            )
         ]

@@ -129,7 +129,9 @@ class ModelRunner:
         self._forward = self._choose_forward(ranks, pipeline)
         self.samples = pipeline.is_last
         """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
-        self.grammars = GrammarCompiler(config.model_dir, self.spec.vocab_size)
+        self.grammars = GrammarCompiler(
+            (config.model_dir / "tokenizer.json").read_text, self.spec.vocab_size
+        )
         self.lanes = [self._lane(lane * limits.num_blocks) for lane in range(pipeline.size)]
 
     def _can_capture(self, ranks: Communicator, pipeline: Pipeline) -> bool:

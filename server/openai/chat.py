@@ -12,16 +12,18 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from scheduler.step_plan import TokenLogprobs
 from server.context import context_of, record_of
 from server.generation import TextDelta
 from server.openai.admission import check_accepting, check_model
-from server.openai.answer import Job, chunk_usage, make_job, run_job, usage
+from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
 from server.openai.body import read_request
 from server.openai.chat_text import ChatText, ChatTextDelta
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import bad_request
 from server.openai.json_response import json_response
+from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.parameters import check_stream_options, engine_requests, text_options
 from server.openai.responses import (
     AssistantMessage,
@@ -30,6 +32,7 @@ from server.openai.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatLogprobs,
     FunctionCallOutput,
     ToolCallOutput,
     Usage,
@@ -61,6 +64,7 @@ async def create_chat_completion(request: Request) -> Response:
     with_tools = offers_tools(fields)
     check_accepting(context)
     prompt = await encode_conversation(context, fields, with_tools=with_tools)
+    wanted = await wanted_of(fields, context, asked_logprobs(fields), scores_prompt=False)
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(
         fields,
@@ -70,6 +74,7 @@ async def create_chat_completion(request: Request) -> Response:
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         param="messages",
         arrival_time=record.arrival,
+        wanted=wanted,
     )
     markers = {context.tokenizer.token_id(marker) for marker in MARKERS} if with_tools else set()
     options = text_options(
@@ -88,6 +93,15 @@ async def create_chat_completion(request: Request) -> Response:
     return json_response(
         await cancel_on_disconnect(request.receive, collect(job, deltas, texts, record))
     )
+
+
+def asked_logprobs(fields: ChatCompletionRequest) -> int | None:
+    """How many of the likeliest tokens to report with each; None reports nothing."""
+    if fields.logprobs:
+        return fields.top_logprobs or 0
+    if fields.top_logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
+    return None
 
 
 def offers_tools(fields: ChatCompletionRequest) -> bool:
@@ -134,7 +148,7 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
         body = ToolCallOutput(index=index, function=FunctionCallOutput(arguments=call.arguments))
         deltas += [ChatDelta(tool_calls=[head]), ChatDelta(tool_calls=[body])]
     source = parsed.source
-    if not deltas and (source.finish_reason is not None or job.return_token_ids):
+    if not deltas and (source.finish_reason is not None or job.shows_tokens):
         deltas = [ChatDelta(content="") if is_first else ChatDelta()]
     if deltas and is_first:
         deltas[0] = msgspec.structs.replace(deltas[0], role="assistant")
@@ -145,6 +159,7 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
             finish_reason=parsed.finish_reason,
             stop_reason=source.stop_reason if parsed.finish_reason else UNSET,
             token_ids=source.token_ids if job.return_token_ids else UNSET,
+            logprobs=chat_logprobs(job.tokenizer, source) if job.with_logprobs else None,
         )
     return choices
 
@@ -173,16 +188,22 @@ async def collect(
     record: RequestRecord,
 ) -> ChatCompletion:
     parts: list[list[ChatTextDelta]] = [[] for _ in texts]
+    scores: list[TokenLogprobs] = []
     async with aclosing(deltas):
         async for delta in deltas:
             parts[delta.index].append(texts[delta.index].push(delta))
+            scores += delta.prompt_logprobs
+    prompt = job.requests[0].prompt_token_ids
     return ChatCompletion(
         id=job.answer_id,
         created=job.created,
         model=job.model,
         choices=[chat_choice(job, deltas_of_choice) for deltas_of_choice in parts],
         usage=usage(job, record),
-        prompt_token_ids=job.requests[0].prompt_token_ids if job.return_token_ids else UNSET,
+        prompt_token_ids=prompt if job.return_token_ids else UNSET,
+        prompt_logprobs=prompt_logprobs(job.tokenizer, prompt, scores)
+        if job.with_prompt_logprobs
+        else UNSET,
     )
 
 
@@ -202,9 +223,16 @@ def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
         content=content if content or not calls else None, tool_calls=calls or UNSET
     )
     token_ids = tuple(token_id for part in parts for token_id in part.source.token_ids)
+    entries = [
+        entry
+        for part in parts
+        for entry in chat_logprobs(job.tokenizer, part.source).content
+        if job.with_logprobs
+    ]
     return ChatChoice(
         index=last.source.index,
         message=message,
+        logprobs=ChatLogprobs(content=entries) if job.with_logprobs else None,
         finish_reason=last.finish_reason,
         stop_reason=last.source.stop_reason,
         token_ids=token_ids if job.return_token_ids else UNSET,

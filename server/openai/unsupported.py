@@ -11,7 +11,6 @@ from typing import Any
 from server.openai.errors import bad_request
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
     "beam_width": (1,),
@@ -28,18 +27,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
-    "prompt_logprobs": (),
     "reasoning": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "thinking_token_budget": (),
-    "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),

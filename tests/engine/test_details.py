@@ -25,12 +25,13 @@ from engine.native.parallel.executor import ParallelExecutor
 from engine.native.runner import ModelRunner
 from engine.overlapped_loop import OverlappedLoop
 from scheduler.config import SchedulerConfig
-from scheduler.request import Request
+from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import Grammar, GrammarKind, Pooling, SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput, TokenLogprobs
 from tests.checkpoints import make_checkpoint
 from tests.engine.test_equivalence import FEW_TOKENS, prompts
+from tests.random_schemas import random_schema
 from tests.step_times import host_bound_model
 
 END = 0
@@ -147,6 +148,7 @@ SCORED = [
     request("prompt", prompts(9)[3], prompt_logprobs=2),
     request("both", prompts(9)[4], logprobs=20, prompt_logprobs=0, n=2, temperature=1.0),
     request("penalized", prompts(9)[5], logprobs=4, logit_bias=FEW_TOKENS, frequency_penalty=1.0),
+    request("scores alone", prompts(9)[5], prompt_logprobs=1, max_tokens=0, n=2),
     request("long", prompts(9)[6] + prompts(9)[7], prompt_logprobs=1),
     request("repeating", prompts(9)[8], logprobs=2, logit_bias=FEW_TOKENS),
     request("last", prompts(9)[3], pooling=Pooling.LAST, max_tokens=1),
@@ -196,6 +198,7 @@ def check(
 ) -> None:
     for place, entry in enumerate(actual, first):
         row = expected[place - 1]
+        assert entry.rank == int((row > row[token_ids[place]]).sum()) + 1
         assert entry.logprob == pytest.approx(float(row[token_ids[place]]), abs=2e-4)
         best = row.topk(count)
         assert [token for token, _ in entry.top] == best.indices.tolist()
@@ -340,6 +343,32 @@ def test_outputs_are_texts_of_their_grammars(directory: Path, name: str) -> None
     for each in GUIDED:
         for key, output in quiet.run([each]).items():
             assert output.token_ids == results[key].token_ids
+
+
+def test_noise_by_100_random_schemas_is_valid(directory: Path) -> None:
+    """Together with the bundled model in ``tests/e2e/test_details.py``, 200."""
+    chooser = random.Random(11)
+    schemas = [random_schema(chooser) for _ in range(100)]
+    asked = [
+        by_grammar(
+            f"r{i}",
+            Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)),
+            seed=i,
+            max_tokens=160,
+        )
+        for i, schema in enumerate(schemas)
+    ]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    results = Host(directory, num_blocks=400, max_model_len=320).run(asked, arrive_every=1)
+    num_ended = 0
+    for i, schema in enumerate(schemas):
+        output = results[f"r{i}#0"]
+        if output.finish_reason is FinishReason.STOP:
+            num_ended += 1
+            jsonschema.validate(json.loads(tokenizer.decode(output.token_ids)), schema)
+        else:
+            assert output.finish_reason is FinishReason.LENGTH
+    assert num_ended > 60
 
 
 def test_only_allowed_tokens_are_sampled(directory: Path) -> None:
