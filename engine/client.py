@@ -19,6 +19,7 @@ import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig, SimulatedConfig
+from engine.deliveries import all_waiting, merged
 from engine.environment import engine_environment
 from engine.messages import (
     AbortRequest,
@@ -116,16 +117,24 @@ class EngineClient:
         try:
             self._send(AddRequest(request))
             while unfinished:
-                delivery = await deliveries.get()
-                if isinstance(delivery, EngineError):
-                    unfinished.clear()
-                    raise delivery
-                ended = delivery.index in aborted and delivery.finish_reason != FinishReason.ABORT
-                if ended or delivery.index not in unfinished:
-                    continue  # on its way when the continuation was aborted
-                if delivery.finish_reason is not None:
-                    unfinished.remove(delivery.index)
-                yield delivery
+                waiting = await all_waiting(deliveries)
+                # What was on its way when a continuation was aborted is of no interest.
+                outputs = [
+                    o
+                    for o in waiting
+                    if isinstance(o, SequenceOutput)
+                    and (o.index not in aborted or o.finish_reason is FinishReason.ABORT)
+                ]
+                for output in merged(outputs):
+                    if output.index not in unfinished:
+                        continue
+                    if output.finish_reason is not None:
+                        unfinished.remove(output.index)
+                    yield output
+                for error in waiting:
+                    if isinstance(error, EngineError):
+                        unfinished.clear()
+                        raise error
         finally:
             self._forget(request.request_id)
             if unfinished:
