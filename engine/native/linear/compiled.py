@@ -19,7 +19,6 @@ class PackedParameter(ModelParameter):
 class CheckpointParameter(PackedParameter):
     """One whose matrix is made when its first rows come, in the layout that these have."""
 
-    matrix_size: tuple[int, int]
     is_empty: bool = True
 
 
@@ -44,6 +43,7 @@ class CompiledLinear:
         parts: tuple[str, ...] = (),
     ) -> PackedParameter:
         weight = PackedParameter((0,), torch.float32, weight_loader, parts)
+        weight.matrix_size = (num_outputs, num_inputs)
         weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, self.layout)
         return weight
 
@@ -79,7 +79,8 @@ class CheckpointLinear(CompiledLinear):
         assert isinstance(weight, CheckpointParameter)
         layout = Layout.of(rows, rounds_activations=self.layout.rounds_activations)
         if weight.is_empty:
-            weight.matrix = PackedMatrix(self._library, *weight.matrix_size, layout)
+            num_outputs, num_inputs = weight.matrix_size
+            weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, layout)
             weight.is_empty = False
         if weight.matrix.layout != layout:
             raise ValueError("is stored in another form than what it is stacked with")

@@ -19,13 +19,22 @@ sys.path.insert(0, str(Path(__file__).parents[4]))
 
 from engine.native.attention.triton_backend import TritonAttention
 from engine.native.attention.workload import Workload, attention_work
+from engine.native.kernels.library import Format
 from engine.native.layers.fused import add_rms_norm, rms_norm, rotate_in_place, silu_and_mul
 from engine.native.layers.norm import RMSNorm
+from engine.native.linear.quantized_matrix import QuantizedMatrix
+from engine.native.linear.tiles import GpuLimits, tiles_for
+from engine.native.linear.triton_products import (
+    can_round_activations,
+    multiply_rounded,
+    multiply_weight_only,
+)
+from engine.native.quantization.rounding import WeightRounding
 from engine.native.sampling.backend import GREEDY
 from engine.native.sampling.triton_backend import TritonSampling
 
 CPU = torch.device("cpu")
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """By compute capability, what a program can have of a processor's memory (CUDA programming guide,
 technical specifications)."""
 
@@ -68,6 +77,41 @@ def launch_everything(dtype: torch.dtype, cache_dtypes: list[torch.dtype]) -> No
     TritonSampling(CPU).pick(torch.zeros(1, 128_256), [GREEDY])
 
 
+def launch_products(dtype: torch.dtype, capability: int) -> None:
+    """Of few and of many rows, for every form of weights that the kernels tell apart."""
+    gpu = GpuLimits(num_processors=132, shared_bytes=SHARED_BYTES[capability])
+    for held, group in (
+        (Format.INT8, None),
+        (Format.INT8, 128),
+        (Format.INT8, 16),
+        (Format.INT4, 32),
+        (Format.INT4, 128),
+        (Format.FLOAT8, None),
+        (Format.FLOAT8, 128),
+    ):
+        rows = WeightRounding(held, group)(torch.ones(128, 1024))
+        matrix = QuantizedMatrix(128, 1024, rows, CPU)
+        for num_rows in (1, 64, 65):
+            x = torch.zeros(num_rows, 1024, dtype=dtype)
+            tiles = tiles_for(
+                num_rows,
+                128,
+                1024,
+                gpu,
+                activation_bytes=2,
+                is_4_bit=held is Format.INT4,
+                group=group,
+            )
+            multiply_weight_only(x, matrix, torch.zeros(128, dtype=dtype), tiles)
+            has_type = held is not Format.FLOAT8 or capability >= 89
+            if can_round_activations(matrix) and has_type:
+                multiply_rounded(x, matrix, None, tiles)
+    rows = WeightRounding(Format.INT4, 128)(torch.ones(128, 1024))
+    shifted = QuantizedMatrix(128, 1024, rows, CPU)
+    shifted.zeros = torch.zeros_like(shifted.scales, dtype=torch.int8)
+    multiply_weight_only(torch.zeros(1, 1024, dtype=dtype), shifted, None)
+
+
 def main() -> None:
     run = JITFunction.run
 
@@ -85,6 +129,8 @@ def main() -> None:
         if capability >= 89:
             caches.append(torch.float8_e4m3fn)
         launch_everything(torch.bfloat16, caches)
+        for dtype in (torch.bfloat16, torch.float16):
+            launch_products(dtype, capability)
 
 
 if __name__ == "__main__":
