@@ -164,6 +164,8 @@ class ModelRunner:
 
     def _fill_model(self, config: EngineConfig, dtype: torch.dtype, *, show_progress: bool) -> None:
         if config.load_format == "random":
+            if self.spec.quantization is not None:
+                raise ValueError("load_format random makes no weights of a quantized checkpoint")
             fill_with_noise(self._model, dtype)
             return
         stored = self.spec.quantization

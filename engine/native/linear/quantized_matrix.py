@@ -19,8 +19,8 @@ class QuantizedMatrix:
 
     ``values`` are uint8 [spans, num_outputs, bytes of a span], inputs padded to whole tiles. Those
     of 8 bits are as in ``QuantizedRows``; of 4 bits, counted from 0 on instead of -8, byte ``j``
-    of a span holds input ``j`` in its low half and input ``j + 16`` in its high half: so either half
-    meets neighbouring activations. ``scales`` and ``zeros`` are [groups, num_outputs].
+    of a span holds input ``j`` in its low half and input ``j + 16`` in its high half, so that
+    either half meets neighbouring activations. ``scales`` and ``zeros`` are [groups, num_outputs].
 
     Where a group is not made of whole spans, weights of 4 bits lie in bytes.
     """

@@ -28,8 +28,10 @@ def limits_of(device: torch.device) -> GpuLimits:
     if device.type != "cuda":
         return _GPU_IN_DOUBT
     properties = torch.cuda.get_device_properties(device)
-    return GpuLimits(properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,  # type: ignore[attr-defined])
+    return GpuLimits(
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+    )
 
 
 def can_round_activations(matrix: QuantizedMatrix) -> bool:

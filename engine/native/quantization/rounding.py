@@ -42,6 +42,8 @@ class WeightRounding:
         Raises:
             ValueError: rows [n, num_inputs] are not finite.
         """
+        if not rows.isfinite().all():
+            raise ValueError("holds weights that are not finite")
         at_once = max(1, _WEIGHTS_AT_ONCE // rows.shape[1])
         parts = [self._round(part.float()) for part in torch.split(rows, at_once)]
         values, scales = (torch.cat(part) for part in zip(*parts, strict=True))
