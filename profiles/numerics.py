@@ -335,7 +335,7 @@ def _first(rules: Sequence[_Rule], profile: AcceleratorProfile) -> _Rule:
 
 
 def _verdict(rule: _Rule, compute: str, nearest: str | None) -> Verdict:
-    if rule.support is Support.EMULATED:
+    if rule.compute is not None or rule.support is Support.EMULATED:
         compute = rule.compute or "16bit"
     return Verdict(rule.support, rule.reason, nearest, rule.kernel, compute, rule.share)
 
