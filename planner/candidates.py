@@ -308,12 +308,28 @@ def _schemes(
                     f"a checkpoint of another kind{_instead(verdict.nearest)}",
                 )
             found.ruled_out[f"quantization {name}"] = verdict.reason
+        elif fixed is None and (better := _native_instead(scheme, verdict)) is not None:
+            found.ruled_out[f"quantization {name}"] = (
+                f"is emulated there, where {better} is native and takes no more memory"
+            )
         elif fixed is None and (reason := why_below_floor(scheme, measured(name), least_bits)):
             found.ruled_out[f"quantization {name}"] = reason
         elif fixed is None and name not in formats.online and least_bits >= DEFAULT_QUALITY_BITS:
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
         else:
             yield scheme, verdict
+
+
+def _native_instead(scheme: WeightScheme, verdict: Verdict) -> str | None:
+    """What saves the memory that an emulated scheme does at the same number of bits, natively."""
+    if verdict.support is not Support.EMULATED or verdict.nearest is None:
+        return None
+    native = SCHEMES[verdict.nearest]
+    dominates = (
+        native.quality_bits >= scheme.quality_bits
+        and native.bits_per_weight <= scheme.bits_per_weight
+    )
+    return native.name if dominates else None
 
 
 def _measured_weights(question: Question, engine: str, vendor: str, scheme: str) -> Quality | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.candidates import PinError, Question
+from planner.candidates import PinError, Question, enumerate_candidates
 from planner.choose import make_plan
 from planner.plan import Settings
 from planner.sizing import CPU_BLOCK_SIZE, Sized, size_all, weight_format
@@ -382,3 +382,12 @@ def test_products_on_a_gpu_run_at_the_rate_of_what_they_are_computed_in(
     expected = sum(counts[role] for role in LAYERS) * bits + sum(counts[r] for r in ENDS) * ends
     expected = (expected + 16 * counts[TensorRole.NORM]) / 8
     assert found.ledger.weights_bytes == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_native_scheme_does_as_well_is_not_emulated_unasked() -> None:
+    cpu = ask("Llama-3.1-8B", "16xcpu-avx512-vnni")
+    assert decided(cpu).quantization == "int8"
+    ruled_out = enumerate_candidates(cpu, cpu.hardware[0], 8).ruled_out
+    reason = "is emulated there, where int8 is native and takes no more memory"
+    assert ruled_out["quantization fp8"] == reason
+    assert sized(on="16xcpu-avx512-vnni", quantization="fp8").candidate.scheme.name == "fp8"
