@@ -98,4 +98,5 @@ class QuantizedMatrix:
         """[groups, n] → float32 [n, num_inputs], or [n, 1] where there is one group."""
         if self.group is None:
             return by_group.T.float()
-        return by_group.T.float().repeat_interleave(self.group, dim=1)[:, : self.num_inputs]
+        spread = by_group.T.float().unsqueeze(2).expand(-1, -1, self.group)
+        return spread.flatten(1)[:, : self.num_inputs]
