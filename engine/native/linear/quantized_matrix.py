@@ -74,7 +74,7 @@ class QuantizedMatrix:
     def _packed(self, values: Tensor) -> Tensor:
         """int8 [n, num_inputs] → uint8 [spans, n, bytes of a span]."""
         padding = self.padded_inputs - self.num_inputs
-        spans = F.pad(values, (0, padding)).view(len(values), -1, SPAN)
+        spans = F.pad(values, (0, padding)).view(len(values), len(self.values), SPAN)
         if self.format is Format.INT4:
             low, high = (spans + 8).view(torch.uint8).chunk(2, dim=2)
             return (low | high << 4).transpose(0, 1)

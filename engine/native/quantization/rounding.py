@@ -53,7 +53,8 @@ class WeightRounding:
         """Values int8 [n, num_inputs], scales bfloat16 [n, groups]."""
         num_inputs = rows.shape[1]
         group = min(self.group or num_inputs, num_inputs)
-        groups = F.pad(rows, (0, -num_inputs % group)).view(len(rows), -1, group)
+        num_groups = -(-num_inputs // group)
+        groups = F.pad(rows, (0, -num_inputs % group)).view(len(rows), num_groups, group)
         scales, to_values = _FORMATS[self.format]
         scale = scales(groups)
         exact = scale.float()
