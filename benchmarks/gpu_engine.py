@@ -134,7 +134,7 @@ class _Runner(ModelRunner):
     def last_forward(self) -> Callable[[], Tensor]:
         """Writes the same keys and values to the same places as the last step did."""
         scheduled = [replace(s, new_block_ids=(), samples=False) for s in self.last_plan.scheduled]
-        inputs = self._batches[0].build(scheduled)
+        inputs = self.lanes[0].batch.build(scheduled)
         rows = inputs.attention.query_start_loc[1:].long() - 1
         return lambda: self._forward.logits(inputs, rows)
 

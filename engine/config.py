@@ -52,6 +52,9 @@ class EngineConfig:
     """Implementation of the matrix products (``engine.native.linear.select.KERNELS``); ``auto``
     measures which is fastest on this CPU, and on a GPU rounds activations where weights can meet
     such."""
+    async_scheduling: bool = False
+    """Plan each step while the one before it runs, where that is known to hold no drafts. Not for
+    pipelines, whose lanes are planned while others run."""
     load_format: str = "safetensors"
     """``safetensors``, or ``random``: noise in place of weights, to measure speed without any."""
     step_time: StepTimeModel | None = None

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import zmq
 
+from engine.config import EngineConfig
 from engine.environment import bind_compute_threads
 from engine.loop import EngineLoop, ExecutorError
 from engine.messages import (
@@ -35,6 +36,7 @@ from engine.messages import (
     encode,
 )
 from engine.native.parallel.rank_config import config_of_rank
+from engine.overlapped_loop import OverlappedLoop
 from engine.pipelined_loop import PipelinedLoop
 from scheduler.scheduler import Scheduler
 
@@ -46,7 +48,7 @@ _SEND_LINGER_MS = 1000
 
 
 class Loop(Protocol):
-    """What this process runs: ``EngineLoop``, ``PipelinedLoop`` or ``SimulatedLoop``."""
+    """What this process runs: an ``EngineLoop``, ``PipelinedLoop`` or ``SimulatedLoop``."""
 
     @property
     def wait_s(self) -> float | None: ...
@@ -144,19 +146,32 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     """
     config = launch.config
     bind_compute_threads(config_of_rank(config, 0).cpus)
-    if config.num_ranks == 1:
-        from engine.native.runner import ModelRunner
+    if config.num_ranks > 1:
+        return _start_ranks(config, send)
+    from engine.native.overlapping_executor import OverlappingExecutor
+    from engine.native.runner import ModelRunner
 
-        runner = ModelRunner(config)
-        runner.warm_up()
-        scheduler = Scheduler(config.scheduler, config.step_time)
-        return EngineLoop(scheduler, runner, runner.spec.vocab_size, send), runner.detail
+    runner = ModelRunner(config)
+    runner.warm_up()
+    scheduler = Scheduler(config.scheduler, config.step_time)
+    rest = (runner.spec.vocab_size, send, runner.grammars)
+    if config.async_scheduling:
+        return OverlappedLoop(scheduler, OverlappingExecutor(runner), *rest), runner.detail
+    return EngineLoop(scheduler, runner, *rest), runner.detail
+
+
+def _start_ranks(config: EngineConfig, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
+    """The same where other processes hold parts of the model."""
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
     executor.warm_up()
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
-    return PipelinedLoop(schedulers, executor, executor.spec.vocab_size, send), executor.detail
+    rest = (executor.spec.vocab_size, send, executor.grammars)
+    if config.async_scheduling:
+        (scheduler,) = schedulers
+        return OverlappedLoop(scheduler, executor, *rest), executor.detail
+    return PipelinedLoop(schedulers, executor, *rest), executor.detail
 
 
 def _start_simulated(

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from scheduler.request import Request
-from scheduler.scheduler import SchedulerStats
+from scheduler.stats import SchedulerStats
 from scheduler.step_plan import SequenceOutput
 
 

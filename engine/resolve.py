@@ -37,6 +37,8 @@ class NativeOptions:
     """The hardware thread that each is bound to; empty leaves it to the system."""
     attention_backend: str = "auto"
     linear_kernel: str = "auto"
+    async_scheduling: bool | None = None
+    """Plan each step while the one before it runs; None does so on a GPU."""
     num_speculative_tokens: int = DEFAULT_SPECULATIVE_TOKENS
     """Tokens drafted for one sequence in one step at most; 0 drafts nothing."""
 
@@ -90,21 +92,36 @@ def size_pinned(question: Question) -> Sized:
 def native_config(
     model_dir: Path, sized: Sized, pins: Pins, options: NativeOptions
 ) -> EngineConfig:
-    """What the native engine is started with."""
+    """What the native engine is started with.
+
+    Raises:
+        PlanRefusedError: the options ask for what this configuration cannot do.
+    """
+    on_cpu = sized.candidate.profile.is_cpu
+    num_stages = sized.candidate.pipeline_parallel_size
+    if options.async_scheduling and num_stages > 1:
+        raise PlanRefusedError(
+            f"async scheduling does not go with a pipeline: its {num_stages} stages work on "
+            "different batches, each planned while the others run"
+        )
+    plans_ahead = options.async_scheduling
+    if plans_ahead is None:
+        plans_ahead = not on_cpu and num_stages == 1
     return EngineConfig(
         model_dir=model_dir,
-        device="cpu" if sized.candidate.profile.is_cpu else "cuda",
+        device="cpu" if on_cpu else "cuda",
         dtype=sized.candidate.dtype,
         quantization=sized.candidate.scheme.name,
         kv_cache_dtype=sized.candidate.kv_dtype,
         tensor_parallel_size=sized.candidate.tensor_parallel_size,
-        pipeline_parallel_size=sized.candidate.pipeline_parallel_size,
+        pipeline_parallel_size=num_stages,
         stage_layers=sized.stage_layers,
         enable_expert_parallel=bool(pins.enable_expert_parallel),
         num_threads=options.num_threads,
         cpus=options.cpus,
         attention_backend=options.attention_backend,
         linear_kernel=options.linear_kernel,
+        async_scheduling=plans_ahead,
         step_time=sized.model,
         scheduler=replace(
             _scheduler(sized, pins), num_speculative_tokens=options.num_speculative_tokens

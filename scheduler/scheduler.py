@@ -9,6 +9,12 @@ There is no prefill phase and no decode phase. Every sequence has ``num_computed
                                take what nobody else wants
     update(plan, result)       sampled tokens are appended, stops are checked, counts move
 
+A host whose device works by itself may plan a step while the one before is running:
+
+    schedule() → A, assume(A), schedule() → B, update(A, …), assume(B), schedule() → C, …
+
+Whoever turns out to have ended with A is in B too, and what B brings it counts for nothing.
+
 See ``scheduler.policy`` for the order of sequences and the starvation bound,
 ``scheduler.admission`` for who holds which blocks, and ``scheduler.speculation`` for drafts.
 """
@@ -17,15 +23,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from profiles.step_time import StepTimeModel
 from scheduler.admission import Admission, by_order
+from scheduler.assumed import AssumedStep
 from scheduler.config import SchedulerConfig
+from scheduler.output_details import unreported
 from scheduler.policy import prefill_share, virtual_deadline
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.speculation import Speculation
+from scheduler.stats import SchedulerStats
 from scheduler.step_plan import (
     ScheduledSequence,
     SequenceOutput,
@@ -35,32 +43,11 @@ from scheduler.step_plan import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Counts of sequences, blocks and events; counters run from the scheduler's start."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    num_blocks: int = 0
-    num_free_blocks: int = 0
-    """Blocks that hold nothing worth keeping."""
-    num_cached_blocks: int = 0
-    """Blocks that nobody uses and whose contents may be found again."""
-    num_prefix_queries: int = 0
-    """Prompt tokens looked up in the prefix cache."""
-    num_prefix_hits: int = 0
-    """Of those, tokens found."""
-    num_preemptions: int = 0
-    num_draft_tokens: int = 0
-    """Tokens drafted by speculation."""
-    num_accepted_tokens: int = 0
-    """Of those, tokens that were right: each saved a step of its sequence."""
-
-
 class Scheduler:
     """Continuous batching over a paged KV cache.
 
-    A host calls ``add`` and ``abort`` between steps, and ``schedule`` and ``update`` in turns.
+    A host calls ``add`` and ``abort`` between steps, and ``schedule`` and ``update`` in turns, with
+    ``assume`` and a further ``schedule`` in between where ``may_plan_ahead``.
     ``step_time`` tells whether drafts pay.
     """
 
@@ -75,6 +62,7 @@ class Scheduler:
         self._by_id: dict[int, Sequence] = {}
         self._dropped: list[int] = []
         """Sequences that the executor holds and must forget with the next plan."""
+        self._assumed = AssumedStep()
         self._next_sequence_id = 0
         self._next_step_id = 0
         self._num_preemptions = 0
@@ -176,20 +164,42 @@ class Scheduler:
         drafts = self._add_drafts(chunks, new_blocks, due, left)
         return self._make_plan(chunks, new_blocks, started, drafts)
 
+    @property
+    def may_plan_ahead(self) -> bool:
+        """Whether the next step can be planned before the tokens of the last one are known.
+
+        Not where it may hold drafts: these follow from the tokens before them.
+        """
+        return not self._speculation.looks_next
+
+    def assume(self, plan: StepPlan) -> None:
+        """Takes a step that is running for done, until its ``update``; see ``scheduler.assumed``.
+
+        Only while ``may_plan_ahead``.
+        """
+        for scheduled in plan.scheduled:
+            sequence = self._running_one(scheduled.sequence_id)
+            if sequence is not None:
+                self._assumed.assume(sequence, scheduled)
+
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Takes in what a step produced; the outputs are in the order of the plan."""
         self._speculation.observe_step(result.duration_s)
         outputs = []
         for scheduled in plan.scheduled:
-            sequence = self._by_id.get(scheduled.sequence_id)
-            if sequence is None or sequence.status is not SequenceStatus.RUNNING:
-                continue  # aborted while the step ran
+            sequence = self._running_one(scheduled.sequence_id)
+            if sequence is None:
+                continue  # it ended, or lost its blocks, while the step ran
+            self._assumed.undo(sequence)
             num_computed_before = sequence.num_computed_tokens
             num_drafts = len(scheduled.draft_token_ids)
+            details = result.details.get(sequence.sequence_id)
             sequence.num_computed_tokens += scheduled.num_tokens - num_drafts
             token_ids: tuple[int, ...] = ()
             finish_reason = None
-            if scheduled.samples:
+            if scheduled.samples and sequence.request.sampling.pooling is not None:
+                finish_reason = FinishReason.STOP
+            elif scheduled.samples:
                 sampled = result.sampled_token_ids[scheduled.sequence_id]
                 token_ids, finish_reason = self._append_tokens(sequence, sampled)
                 # All but the last were drafts, which the step has computed.
@@ -197,9 +207,11 @@ class Scheduler:
                 if num_drafts:
                     self._speculation.observe(sequence, num_drafts, len(sampled) - 1)
             self._prefix_cache.remember_computed(sequence, num_computed_before)
+            if details is not None:
+                details = unreported(sequence, details, num_computed_before, len(token_ids))
             if finish_reason is not None:
                 self._finish(sequence)
-            if token_ids:
+            if token_ids or finish_reason or details:
                 outputs.append(
                     SequenceOutput(
                         request_id=sequence.request.request_id,
@@ -207,6 +219,7 @@ class Scheduler:
                         token_ids=token_ids,
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
+                        details=details,
                     )
                 )
         return outputs
@@ -222,6 +235,8 @@ class Scheduler:
         """
         admission = self._admission
         if self.config.num_speculative_tokens or not self._running or admission.following:
+            return 0
+        if self._assumed:
             return 0
         if admission.prefix_to_admit() is not None:
             return 0
@@ -285,7 +300,7 @@ class Scheduler:
         new_blocks: dict[Sequence, list[int]] = {}
         lacking = self._admission.num_blocks_lacking
         for sequence in self._running.copy():
-            if sequence.num_uncomputed_tokens != 1:
+            if sequence.num_uncomputed_tokens != 1 or self._is_full(sequence):
                 continue
             while sequence.status is SequenceStatus.RUNNING and lacking(sequence) > 0:
                 if self._pool.num_available:
@@ -312,7 +327,10 @@ class Scheduler:
         need it soon.
         """
         drafts: dict[Sequence, tuple[int, ...]] = {}
-        if not (self.config.num_speculative_tokens and due and left):
+        if not self.config.num_speculative_tokens:
+            return drafts
+        if self._assumed or not (due and left):
+            self._speculation.skip()
             return drafts
         proposals = self._speculation.propose(chunks, due, left, self._room_for_drafts)
         for sequence, token_ids in proposals:
@@ -328,10 +346,10 @@ class Scheduler:
     def _room_for_drafts(self, sequence: Sequence) -> int:
         """Up to the sequence's last token but one (the last is never computed), and without the
         block that each admitted sequence has in reserve."""
-        last = min(
-            sequence.num_prompt_tokens + sequence.request.sampling.max_tokens,
-            self.config.max_model_len,
-        )
+        sampling = sequence.request.sampling
+        if sampling.grammar is not None:
+            return 0  # what may follow a draft is known when the draft has been taken
+        last = min(sequence.num_prompt_tokens + sampling.max_tokens, self.config.max_model_len)
         spare = max(0, self._pool.num_available - self._admission.num_admitted)
         capacity = (len(sequence.block_table) + spare) * self.config.block_size
         return min(last - 1, capacity) - sequence.num_tokens
@@ -391,12 +409,20 @@ class Scheduler:
         sampling = sequence.request.sampling
         if sequence.token_ids[-1] in sampling.stop_token_ids:
             return FinishReason.STOP
-        if (
-            sequence.num_output_tokens >= sampling.max_tokens
-            or sequence.num_tokens >= self.config.max_model_len
-        ):
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if self._is_full(sequence) else None
+
+    def _is_full(self, sequence: Sequence) -> bool:
+        """Whether it has as many tokens as it may: it has ended, or will when they are known."""
+        most = sequence.request.sampling.max_tokens
+        return (
+            sequence.num_output_tokens >= most or sequence.num_tokens >= self.config.max_model_len
+        )
+
+    def _running_one(self, sequence_id: int) -> Sequence | None:
+        """The sequence of that number, if it runs."""
+        sequence = self._by_id.get(sequence_id)
+        runs = sequence is not None and sequence.status is SequenceStatus.RUNNING
+        return sequence if runs else None
 
     # ------------------------------------------------------------------ changes of state
 
@@ -404,6 +430,8 @@ class Scheduler:
         """The newest loses its blocks and waits in its old order; a follower has lost no work."""
         sequence = self._admission.newest()
         if sequence.status is SequenceStatus.RUNNING:
+            # A token that it is just sampling is sampled again, as the same one.
+            self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
             self._num_preemptions += 1
         self._admission.give_way(sequence)
@@ -412,6 +440,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         request_id = sequence.request.request_id
         if sequence.status is SequenceStatus.RUNNING:
+            self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
         self._admission.remove(sequence)
         self._speculation.forget(sequence)

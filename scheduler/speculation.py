@@ -21,7 +21,7 @@ from scheduler.prompt_lookup import NOWHERE
 from scheduler.request import Sequence
 
 LOOK_EVERY = 4
-"""Steps after which a sequence is looked at again that repeated nothing when it last was."""
+"""Every so many steps sequences are looked at that repeated nothing when they last were."""
 _HIGHEST_COST = 0.9
 """Of one draft, in tokens: beyond it hardly even drafts that are always right would pay."""
 _MEMORY = 0.98
@@ -45,6 +45,19 @@ class Speculation:
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
 
+    @property
+    def looks_next(self) -> bool:
+        """Whether the next step may hold drafts."""
+        if not self._config.num_speculative_tokens:
+            return False
+        coming = self._num_steps + 1
+        repeating = self._repeating_until.values()
+        return coming % LOOK_EVERY == 0 or any(until >= coming for until in repeating)
+
+    def skip(self) -> None:
+        """To be called for a step without drafts, in place of ``propose``."""
+        self._num_steps += 1
+
     def propose(
         self,
         chunks: Mapping[Sequence, int],
@@ -54,19 +67,17 @@ class Speculation:
     ) -> Iterator[tuple[Sequence, list[int]]]:
         """Sequences and their drafts, at most ``left`` in all and ``room_of`` each.
 
-        Looking is quick, but so are the steps of small models: a text that repeats nothing is
-        looked at now and then, one that does in every step.
+        Looking is quick, but so are the steps of small models, and a step after which nobody looks
+        can be planned ahead: texts that repeat nothing are looked at now and then, all in the same
+        step, those that do in every step.
 
         ``chunks`` is the step without drafts. ``due`` are those of it that compute their last known
         token alone, in order.
         """
         self._num_steps = now = self._num_steps + 1
         until = self._repeating_until
-        looked_at = [
-            sequence
-            for place, sequence in enumerate(due, now)
-            if place % LOOK_EVERY == 0 or until.get(sequence, 0) >= now
-        ]
+        looks_at_all = now % LOOK_EVERY == 0
+        looked_at = [s for s in due if looks_at_all or until.get(s, 0) >= now]
         if not looked_at:
             return
         config = self._config

@@ -80,6 +80,31 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.scheduled)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it for an executor."""
+        return not (self.dropped or self.started or self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was where it stands, and which others were."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their logarithmic probabilities, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDetails:
+    """What comes of a step beside tokens, where it was asked for."""
+
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each new token."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's next tokens, beginning with its second one."""
+    embedding: tuple[float, ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -91,6 +116,9 @@ class StepResult:
 
     sampled_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     duration_s: float = 0.0
+    details: Mapping[int, OutputDetails] = field(default_factory=dict)
+    """Of sequences that asked for any; ``prompt_logprobs`` are those of what follows the tokens
+    computed in the step, as far as that is the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +130,4 @@ class SequenceOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    details: OutputDetails | None = None

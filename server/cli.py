@@ -88,6 +88,7 @@ def serve(
     attention_backend: flags.AttentionBackend = None,
     linear_kernel: flags.LinearKernel = None,
     speculative_tokens: flags.SpeculativeTokens = None,
+    async_scheduling: flags.AsyncScheduling = None,
     max_queued_requests: flags.MaxQueuedRequests = 256,
     shutdown_grace: flags.ShutdownGrace = 30.0,
     log_format: flags.Format = LogFormat.TEXT,

@@ -141,6 +141,13 @@ SpeculativeTokens = Annotated[
         max=MOST_SPECULATIVE_TOKENS,
     ),
 ]
+AsyncScheduling = Annotated[
+    bool | None,
+    typer.Option(
+        "--async-scheduling/--no-async-scheduling",
+        help="Plan each step while the one before it runs; on a GPU that is the default.",
+    ),
+]
 
 # How the server behaves.
 MaxQueuedRequests = Annotated[

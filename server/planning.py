@@ -112,6 +112,7 @@ def _flags_that_do_not_go(options: ServeOptions, engine: EngineChoice) -> str:
             ("--attention-backend", options.attention_backend),
             ("--linear-kernel", options.linear_kernel),
             ("--speculative-tokens", options.speculative_tokens),
+            ("--async-scheduling", options.async_scheduling),
             ("--stage-layers", options.stage_layers),
         ):
             if value is not None:
@@ -207,6 +208,7 @@ def decide_native(
         cpus=machine.placement.compute_cpus if placed else (),
         attention_backend=options.attention_backend or "auto",
         linear_kernel=options.linear_kernel or "auto",
+        async_scheduling=options.async_scheduling,
         num_speculative_tokens=drafts if speculative is None else speculative,
     )
     config = native_config(model_dir, sized, pins, native)

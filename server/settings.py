@@ -57,6 +57,7 @@ class ServeOptions(EngineFlags):
     attention_backend: str | None = None
     linear_kernel: str | None = None
     speculative_tokens: int | None = None
+    async_scheduling: bool | None = None
     max_queued_requests: int = 256
     shutdown_grace: float = 30.0
     """Seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engine.native.attention.backend import AttentionBackend, LayerCache
+from engine.native.forward import States
 from engine.native.input_batch import StepInputs
 from engine.native.layers.fused import (
     add_rms_norm,
@@ -40,10 +41,27 @@ class FusedForward:
         self._table = model.model.rotary.table(max_model_len)
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
-        return self.project(inputs, rows).float()
+        return self.unconverted_logits(inputs, rows).float()
 
-    def project(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+    def states(self, inputs: StepInputs, rows: Tensor) -> States:
+        hidden = add_rms_norm(*self._run(inputs), self._model.model.norm)
+        return States(self.project(hidden.index_select(0, rows)), hidden)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits.float()
+
+    def unconverted_logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
         """Logits in the type of activations: [len(rows), vocab_size]."""
+        update, residual = self._run(inputs)
+        sampled = add_rms_norm(
+            update.index_select(0, rows), residual.index_select(0, rows), self._model.model.norm
+        )
+        logits: Tensor = self._model.lm_head(sampled)
+        return logits
+
+    def _run(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """What the last layer adds, and what it adds that to."""
         self._backend.prepare(inputs.attention)
         model = self._model.model
         residual: Tensor = model.embed_tokens(inputs.token_ids)
@@ -57,11 +75,7 @@ class FusedForward:
             hidden = add_rms_norm(update, residual, layer.post_attention_layernorm)
             update = self._feed_forward(layer.mlp, hidden)
         assert update is not None
-        sampled = add_rms_norm(
-            update.index_select(0, rows), residual.index_select(0, rows), model.norm
-        )
-        logits: Tensor = self._model.lm_head(sampled)
-        return logits
+        return update, residual
 
     def _feed_forward(self, mlp: GatedMLP | SparseMoE, hidden: Tensor) -> Tensor:
         output: Tensor

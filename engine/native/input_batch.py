@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.grammar import GrammarCompiler, Matcher
 from engine.native.attention.backend import AttentionBatch
 from engine.native.sampler import SamplingRow
 from scheduler.config import SchedulerConfig
@@ -19,6 +20,7 @@ from scheduler.sampling_params import SamplingParams
 from scheduler.step_plan import ScheduledSequence, StartedSequence, StepPlan
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_NO_PLACES: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class StepInputs:
     """int64: which rows of the flat batch are projected onto the vocabulary and sampled."""
     sampling: tuple[ScheduledSequence, ...]
     """Whose they are: ``num_sampled`` rows of each, in this order."""
+    awaited: tuple[NDArray[np.int64], NDArray[np.int64]] = (_NO_PLACES, _NO_PLACES)
+    """Which tokens of the flat batch the step before is still sampling, and the rows of
+    ``InputBatch`` where they will be found: what ``InputBatch.complete`` puts in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,16 @@ class _HeldSequence:
     num_prompt_tokens: int
     sampling: SamplingParams
     index: int
+    matcher: Matcher | None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.sampling.prompt_logprobs is not None and self.index == 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether something is wanted of the prompt itself."""
+        return self.scores_prompt or self.sampling.pooling is not None
 
 
 class InputBatch:
@@ -52,10 +67,17 @@ class InputBatch:
     microseconds for each sequence whatever the number of its tokens.
 
     The ``num_blocks`` of its scheduler's plans are those of the cache from ``first_block`` on.
+    Without ``grammars`` no sequence may have one.
     """
 
-    def __init__(self, limits: SchedulerConfig, first_block: int = 0) -> None:
+    def __init__(
+        self,
+        limits: SchedulerConfig,
+        first_block: int = 0,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self._limits = limits
+        self._grammars = grammars
         self._first_block = first_block
         self._held: dict[int, _HeldSequence] = {}
         self._free_rows: list[int] = []
@@ -100,8 +122,21 @@ class InputBatch:
         self._num_tokens[row] = num_tokens
         self._num_blocks[row] = 0
         self._held[started.sequence_id] = _HeldSequence(
-            row, started.num_prompt_tokens, started.sampling, started.index
+            row,
+            started.num_prompt_tokens,
+            started.sampling,
+            started.index,
+            self._matcher_of(started),
         )
+
+    def _matcher_of(self, started: StartedSequence) -> Matcher | None:
+        sampling = started.sampling
+        if sampling.grammar is None:
+            return None
+        assert self._grammars is not None
+        matcher = self._grammars.matcher(sampling.grammar, sampling.stop_token_ids)
+        matcher.take(started.token_ids[started.num_prompt_tokens :])
+        return matcher
 
     def _grow(self, num_rows: int) -> None:
         old = len(self._num_tokens)
@@ -111,8 +146,15 @@ class InputBatch:
         self._num_blocks = _with_rows(self._num_blocks, num_rows)
         self._free_rows.extend(range(num_rows - 1, old - 1, -1))
 
-    def build(self, scheduled: Sequence[ScheduledSequence]) -> StepInputs:
+    def build(
+        self,
+        scheduled: Sequence[ScheduledSequence],
+        in_flight: Sequence[ScheduledSequence] = (),
+    ) -> StepInputs:
         """The tensors of a step; takes in the new blocks of the scheduled sequences.
+
+        Those ``in_flight`` are sampled a token each by the step before, which still runs. It counts
+        as known, but its place among ``token_ids`` is empty until ``complete``.
 
         Raises:
             ValueError: the plan names an unknown sequence, a block outside the cache, more
@@ -125,6 +167,8 @@ class InputBatch:
         samples = np.array([s.samples for s in scheduled], dtype=np.bool_)
         context_lens = computed + counts
         known = self._num_tokens[rows]
+        awaiting = self._awaiting(rows, in_flight)
+        known += awaiting
         drafting = [i for i, s in enumerate(scheduled) if s.draft_token_ids]
         for i in drafting:
             known[i] += self._add_drafts(scheduled[i], int(rows[i]), int(known[i]))
@@ -132,6 +176,7 @@ class InputBatch:
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
+        samples &= [self._held[s.sequence_id].sampling.pooling is None for s in scheduled]
         starts = np.zeros(len(scheduled) + 1, dtype=np.int64)
         np.cumsum(counts, out=starts[1:])
         token_rows = np.repeat(rows, counts)
@@ -145,7 +190,7 @@ class InputBatch:
             ),
             slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
         )
-        sampling = tuple(s for s in scheduled if s.samples)
+        sampling = tuple(s for s, does in zip(scheduled, samples, strict=True) if does)
         sampled_tokens = starts[1:][samples] - 1
         if drafting:
             sampled_tokens = np.concatenate(
@@ -161,7 +206,38 @@ class InputBatch:
             max_context_len=max_context_len,
             sampled_tokens=torch.from_numpy(sampled_tokens),
             sampling=sampling,
+            awaited=(starts[1:][awaiting] - 1, rows[awaiting]),
         )
+
+    def is_read(self, scheduled: ScheduledSequence) -> bool:
+        """Whether the hidden states that a sequence computes in a step are wanted themselves."""
+        held = self._held.get(scheduled.sequence_id)
+        if held is None or not held.is_read:
+            return False
+        return scheduled.num_computed_tokens < held.num_prompt_tokens
+
+    def sampling_of(self, scheduled: ScheduledSequence) -> SamplingParams:
+        return self._held[scheduled.sequence_id].sampling
+
+    def prompt_after(self, scheduled: ScheduledSequence) -> list[int]:
+        """The prompt's tokens that follow those that a sequence computes in a step, one each."""
+        held = self._held[scheduled.sequence_id]
+        first = scheduled.num_computed_tokens + 1
+        end = min(first + scheduled.num_tokens, held.num_prompt_tokens)
+        following: list[int] = self._token_ids[held.row, first:end].tolist()
+        return following
+
+    def complete(self, inputs: StepInputs) -> None:
+        """Puts in the tokens that were still awaited when the step was built."""
+        places, rows = inputs.awaited
+        inputs.token_ids.numpy()[places] = self._token_ids[rows, self._num_tokens[rows] - 1]
+
+    def _awaiting(
+        self, rows: NDArray[np.int64], in_flight: Sequence[ScheduledSequence]
+    ) -> NDArray[np.bool_]:
+        """Which of these rows belong to a sequence in flight that is still held."""
+        held = (self._held.get(s.sequence_id) for s in in_flight)
+        return np.isin(rows, [h.row for h in held if h is not None])
 
     def _row_with_blocks(self, scheduled: ScheduledSequence) -> int:
         held = self._held.get(scheduled.sequence_id)
@@ -219,12 +295,16 @@ class InputBatch:
                 f"{capacity[i]}"
             )
 
-    def sampling_rows(self, sampling: Iterable[ScheduledSequence]) -> list[SamplingRow]:
-        """What is sampled after the known tokens, and after each draft as if it were known."""
+    def sampling_rows(self, inputs: StepInputs) -> list[SamplingRow]:
+        """What is sampled after the known tokens, and after each draft as if it were known.
+
+        A token that is awaited appears in its row when it is taken in.
+        """
         rows = []
-        for scheduled in sampling:
+        awaiting = set(inputs.awaited[1].tolist())
+        for scheduled in inputs.sampling:
             held = self._held[scheduled.sequence_id]
-            known = int(self._num_tokens[held.row])
+            known = int(self._num_tokens[held.row]) + (held.row in awaiting)
             rows += [
                 SamplingRow(
                     sequence_id=scheduled.sequence_id,
@@ -232,6 +312,7 @@ class InputBatch:
                     index=held.index,
                     token_ids=self._token_ids[held.row, :num_tokens],
                     num_prompt_tokens=held.num_prompt_tokens,
+                    matcher=held.matcher,
                 )
                 for num_tokens in range(known, known + scheduled.num_sampled)
             ]
@@ -251,14 +332,22 @@ class InputBatch:
         return new
 
     def append(self, new: Mapping[int, Sequence[int]]) -> None:
-        """Appends to each of these sequences what was sampled in the step that was built last."""
-        if not new:
+        """Appends to each of these sequences what was sampled in a step.
+
+        Those that a plan has dropped meanwhile are no longer of interest.
+        """
+        held = {i: token_ids for i, token_ids in new.items() if i in self._held}
+        if not held:
             return
-        rows = [self._held[sequence_id].row for sequence_id in new]
-        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in new.values()]
+        rows = [self._held[sequence_id].row for sequence_id in held]
+        last = self._num_tokens[rows] + [len(token_ids) - 1 for token_ids in held.values()]
         # All but the last were drafts, which stand in their places already.
-        self._token_ids[rows, last] = [token_ids[-1] for token_ids in new.values()]
+        self._token_ids[rows, last] = [token_ids[-1] for token_ids in held.values()]
         self._num_tokens[rows] = last + 1
+        for sequence_id, token_ids in held.items():
+            matcher = self._held[sequence_id].matcher
+            if matcher is not None:
+                matcher.take(token_ids)
 
 
 def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:

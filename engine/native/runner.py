@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.native import sampler
+from engine.grammar import GrammarCompiler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
 from engine.native.attention.torch_backend import TorchAttention
@@ -32,6 +31,7 @@ from engine.native.random_weights import fill_with_noise
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
 from engine.native.staging import Staging
+from engine.native.step import StepRunner
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.config import SchedulerConfig
@@ -105,7 +105,6 @@ class ModelRunner:
                 cuda_graphs=self._captures,
             )
             self._kernels = self._choose_kernels(config, dtype, ranks)
-        self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
             self._model = build_model(
                 self.spec,
@@ -128,12 +127,10 @@ class ModelRunner:
             populate_in_background(part for cache in self._caches for part in cache.tensors)
         self._limits = limits
         self._forward = self._choose_forward(ranks, pipeline)
-        self._batches = [
-            InputBatch(limits, first_block=lane * limits.num_blocks)
-            for lane in range(pipeline.size)
-        ]
         self.samples = pipeline.is_last
         """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
+        self.grammars = GrammarCompiler(config.model_dir, self.spec.vocab_size)
+        self.lanes = [self._lane(lane * limits.num_blocks) for lane in range(pipeline.size)]
 
     def _can_capture(self, ranks: Communicator, pipeline: Pipeline) -> bool:
         """Not every kind of collective can be captured, nor experts, which the host looks up."""
@@ -175,7 +172,7 @@ class ModelRunner:
     def _choose_forward(self, ranks: Communicator, pipeline: Pipeline) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
-        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec, model):
             return CompiledForward(model, self.spec, caches, pipeline)
         if isinstance(backend, NativeAttention | TorchAttention) or pipeline.size > 1:
             modular = ModularForward(model, caches, backend, pipeline)
@@ -192,6 +189,11 @@ class ModelRunner:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 
+    def _lane(self, first_block: int) -> StepRunner:
+        batch = InputBatch(self._limits, first_block, self.grammars)
+        sampling = select_sampling_backend(self._device)
+        return StepRunner(self._forward, batch, sampling, self._device, samples=self.samples)
+
     @property
     def detail(self) -> str:
         """What ``auto`` came to, for people."""
@@ -201,7 +203,7 @@ class ModelRunner:
     @property
     def num_sequences(self) -> int:
         """Sequences that have started and have not been dropped."""
-        return sum(map(len, self._batches))
+        return sum(len(lane.batch) for lane in self.lanes)
 
     def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
         """Runs one step of a lane.
@@ -209,32 +211,18 @@ class ModelRunner:
         Raises:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
-        start = time.perf_counter()
-        batch = self._batches[lane]
-        batch.apply(plan)
-        sampled: dict[int, tuple[int, ...]] = {}
-        if plan.scheduled:
-            inputs = batch.build(plan.scheduled)
-            with torch.inference_mode():
-                logits = self._forward.logits(inputs, inputs.sampled_tokens)
-                if self.samples and inputs.sampling:
-                    rows = batch.sampling_rows(inputs.sampling)
-                    tokens = sampler.sample(logits, rows, self._sampling)
-                    sampled = batch.take_in(inputs.sampling, tokens)
-                elif self._device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()  # or its time would be the next one's
-        return StepResult(sampled, time.perf_counter() - start)
+        return self.lanes[lane].execute(plan)
 
     def take_in(self, result: StepResult, lane: int) -> None:
         """Learns what the last stage sampled in a lane's step before."""
-        self._batches[lane].append(result.sampled_token_ids)
+        self.lanes[lane].batch.append(result.sampled_token_ids)
 
     def forward(self, plan: StepPlan, rows: Sequence[int] | None = None) -> Tensor:
         """Runs a step without sampling: the logits of its tokens in plan order, or of ``rows``.
 
         Returns float32 [number of rows, vocab_size]. For tests and for measuring quality.
         """
-        batch = self._batches[0]
+        batch = self.lanes[0].batch
         batch.apply(plan)
         with torch.inference_mode():
             inputs = batch.build(plan.scheduled)

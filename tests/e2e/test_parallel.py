@@ -1,6 +1,7 @@
 """A server whose model is split over two processes: what it answers, and losing one of them.
 
-Once they split every layer, once they are two stages of a pipeline.
+Once they split every layer, once the same while steps are planned ahead, once they are two stages
+of a pipeline.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ def worker_pids(server: ServerProcess) -> list[int]:
     return [c.pid for c in children if "engine.native.parallel.worker" in c.cmdline()]
 
 
-@pytest.fixture(scope="module", params=["tensor", "pipeline"])
+SPLITS = {
+    "tensor": ("--tensor-parallel-size", "2"),
+    "ahead": ("--tensor-parallel-size", "2", "--async-scheduling"),
+    "pipeline": ("--pipeline-parallel-size", "2"),
+}
+
+
+@pytest.fixture(scope="module", params=SPLITS)
 def split(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("split") / "log"
-    with serving(log, *FLAGS, f"--{request.param}-parallel-size", "2") as process:
+    with serving(log, *FLAGS, *SPLITS[request.param]) as process:
         process.wait_until_ready()
         yield process
     assert process.process.returncode == 0

@@ -18,7 +18,8 @@ from engine.native.runner import ModelRunner
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
-from scheduler.scheduler import Scheduler, SchedulerStats
+from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats
 from tests.checkpoints import FAMILIES, make_checkpoint
 from tests.quantized_checkpoints import FORMATS, make_quantized
 from tests.step_times import host_bound_model
@@ -53,6 +54,7 @@ SMALL = [
     Variant("llama", "int4", "int8", "int8-activations"),
     Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
     Variant("llama", "awq", "bfloat16", "int8-activations", "awq-g32"),
+    Variant("qwen3", "gptq", "bfloat16", "int8-activations", "gptq-asym-act-g32"),
     Variant("qwen3", "fp8", "bfloat16", "fp32-activations", "fp8-block"),
     Variant("qwen3_moe", "awq", "bfloat16", "int8-activations", "awq-g32"),
     Variant("qwen3_moe", "int8", "bfloat16", "int8-activations"),

@@ -11,7 +11,9 @@ import torch
 from engine.config import EngineConfig
 from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress
+from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.runner import ModelRunner
+from engine.overlapped_loop import OverlappedLoop
 from profiles.model_spec import ModelSpec
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
@@ -62,7 +64,10 @@ def run(
         for output in message.outputs:
             outputs.setdefault(output.request_id, []).extend(output.token_ids)
 
-    loop = EngineLoop(Scheduler(config.scheduler), runner, runner.spec.vocab_size, collect)
+    scheduler, vocab_size = Scheduler(config.scheduler), runner.spec.vocab_size
+    loop = EngineLoop(scheduler, runner, vocab_size, collect)
+    if config.async_scheduling:
+        loop = OverlappedLoop(scheduler, OverlappingExecutor(runner), vocab_size, collect)
     waiting, num_steps = asked.copy(), 0
     while waiting or loop.has_work:
         due = waiting if arrive_every == 0 else waiting[: num_steps % arrive_every == 0]
@@ -104,6 +109,17 @@ def test_in_chunks_and_after_preemption(model: Path, on_cpu: Outputs) -> None:
     assert chunked == on_cpu
     crowded, _ = run(model, requests(16), device="cuda", num_blocks=24)
     assert crowded == on_cpu
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_planned_ahead(model: Path, on_cpu: Outputs, cuda_graphs: bool) -> None:
+    settings = {"device": "cuda", "async_scheduling": True, "cuda_graphs": cuda_graphs}
+    for limits in ({}, {"max_prefill_chunk": 7}, {"num_blocks": 24}):
+        outputs, _ = run(model, requests(16), 2, **settings, **limits)
+        assert outputs == on_cpu
+    sampled = requests(8, temperature=0.9, top_p=0.9, frequency_penalty=0.3)
+    plain, _ = run(model, sampled, device="cuda", cuda_graphs=cuda_graphs)
+    assert run(model, sampled, **settings)[0] == plain
 
 
 def test_sampled_tokens_are_those_of_the_processor(model: Path) -> None:

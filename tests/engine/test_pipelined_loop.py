@@ -14,7 +14,8 @@ from engine.messages import AbortRequest, AddRequest, FromEngine, Progress, Requ
 from engine.native.parallel.executor import ParallelExecutor
 from engine.pipelined_loop import PipelinedLoop
 from scheduler.config import SchedulerConfig
-from scheduler.scheduler import Scheduler, SchedulerStats
+from scheduler.scheduler import Scheduler
+from scheduler.stats import SchedulerStats
 from scheduler.step_plan import StepPlan, StepResult
 from tests.checkpoints import make_checkpoint
 from tests.engine.test_equivalence import (

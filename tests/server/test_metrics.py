@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.protocol import EngineStats
-from scheduler.scheduler import SchedulerStats
+from scheduler.stats import SchedulerStats
 from tests.server.conftest import MODEL, Serve, Served
 
 

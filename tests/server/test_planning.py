@@ -431,3 +431,16 @@ def test_on_a_gpu_it_computes_in_16_bits() -> None:
     plain = native(machine=machine, quantization="none")
     assert plan_words.decision(plain.settings) == "native engine, bfloat16"
     assert native(machine=machine, kv_cache_dtype="fp8").settings.kv_cache_dtype == "fp8"
+    assert config.async_scheduling
+    config = native(machine=machine, async_scheduling=False).config
+    assert isinstance(config, EngineConfig)
+    assert not config.async_scheduling
+
+
+def test_a_processor_plans_ahead_only_when_asked_to() -> None:
+    for asked in (None, False, True):
+        config = native(async_scheduling=asked).config
+        assert isinstance(config, EngineConfig)
+        assert config.async_scheduling == bool(asked)
+    with pytest.raises(ValueError, match="does not go with a pipeline: its 2 stages"):
+        native(async_scheduling=True, pipeline_parallel_size=2)

@@ -58,6 +58,7 @@ class Linear(ctypes.Structure):
         ("rounds_activations", _INT),
         ("scale_format", _INT),
         ("zeros", _POINTER),
+        ("order", _POINTER),
     )
 
 
@@ -186,6 +187,7 @@ class DecoderStep(ctypes.Structure):
         ("sampled_tokens", _POINTER),
         ("num_sampled", _INT),
         ("logits", _POINTER),
+        ("keeps_hidden", _INT),
     )
 
 

@@ -20,7 +20,8 @@ struct Rows {
 
 // Rows of a matrix that was quantized beforehand, in the format of the packed one.
 struct QuantizedRows {
-  const int8_t* values;  // [num_rows, num_inputs]: integers from -8 or -128 on, or bytes of e4m3
+  const int8_t* values;  // [num_rows, num_inputs]: integers from -8 or -128 on, or bytes of e4m3;
+                         // inputs in the order of the matrix
   const void* scales;    // [num_rows, scale groups] in the scales' format
   const int8_t* zeros;   // [num_rows, scale groups]: values that stand for 0, or null
   int32_t first_output;
@@ -190,7 +191,7 @@ inline void unpack_row(const Linear& l, int output, float* w) {
           l.format == FLOAT8
               ? from_float16({float8_as_float16(panel[byte_at(l, lane, k)])}) * FLOAT8_UNIT
               : get(l, panel, lane, k) - (l.zeros ? l.zeros[scale] : 0);
-      w[k] = value * scale_at(l, scale);
+      w[l.order ? l.order[k] : k] = value * scale_at(l, scale);
     }
   }
 }

@@ -10,6 +10,7 @@ from engine.native.linear.quantized_matrix import QuantizedMatrix
 from engine.native.linear.select import WEIGHT_ONLY
 from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader
 from engine.native.quantization.rounding import WeightRounding
+from engine.native.quantization.rows import QuantizedRows, same_order
 
 
 class QuantizedParameter(ModelParameter):
@@ -17,6 +18,9 @@ class QuantizedParameter(ModelParameter):
     these have; or in itself, if a quantized checkpoint left it as it was."""
 
     matrix: QuantizedMatrix | None = None
+    apart: dict[int, QuantizedMatrix]
+    """Rows whose inputs have another order than those of ``matrix``, where zeros stand for them, by
+    their first outputs."""
 
     @property
     def is_empty(self) -> bool:
@@ -29,6 +33,17 @@ class QuantizedParameter(ModelParameter):
             self.data = self.data.new_empty((num_outputs, num_inputs))
         else:
             self.matrix = QuantizedMatrix(num_outputs, num_inputs, rows, self.device)
+
+    def put_rows(self, rows: QuantizedRows, first_output: int) -> None:
+        """Into the matrix, or apart from it."""
+        assert self.matrix is not None
+        order = None if rows.order is None else rows.order.to(self.device)
+        if same_order(order, self.matrix.order):
+            self.matrix.put(rows, first_output)
+            return
+        num_outputs, num_inputs = rows.shape
+        self.apart[first_output] = QuantizedMatrix(num_outputs, num_inputs, rows, self.device)
+        self.apart[first_output].put(rows)
 
 
 class QuantizedLinear:
@@ -64,6 +79,7 @@ class QuantizedLinear:
     ) -> QuantizedParameter:
         weight = QuantizedParameter((0,), self._dtype, weight_loader, parts)
         weight.matrix_size = (num_outputs, num_inputs)
+        weight.apart = {}
         return weight
 
     def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
@@ -76,22 +92,35 @@ class QuantizedLinear:
             raise ValueError("is stored in another form than what it is stacked with")
         if isinstance(rows, Tensor):
             weight.data[first_output : first_output + len(rows)].copy_(rows)
-        elif weight.matrix is not None:
-            weight.matrix.put(rows, first_output)
+        else:
+            weight.put_rows(rows, first_output)
 
     def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
-        # Brings Triton in, which a machine without a GPU does without.
-        from engine.native.linear import triton_products as products
-
         assert isinstance(weight, QuantizedParameter)
         if weight.matrix is None:
             return F.linear(x, weight, bias)
-        if self._rounds_activations and products.can_round_activations(weight.matrix):
-            return products.multiply_rounded(x, weight.matrix, bias)
-        return products.multiply_weight_only(x, weight.matrix, bias)
+        y = self._multiply(x, weight.matrix, bias)
+        for first, matrix in weight.apart.items():
+            outputs = slice(first, first + matrix.num_outputs)
+            y[:, outputs] = self._multiply(x, matrix, None if bias is None else bias[outputs])
+        return y
+
+    def _multiply(self, x: Tensor, matrix: QuantizedMatrix, bias: Tensor | None) -> Tensor:
+        # Brings Triton in, which a machine without a GPU does without.
+        from engine.native.linear import triton_products as products
+
+        if matrix.order is not None:
+            x = x.index_select(1, matrix.order)
+        if self._rounds_activations and products.can_round_activations(matrix):
+            return products.multiply_rounded(x, matrix, bias)
+        return products.multiply_weight_only(x, matrix, bias)
 
     def look_up(self, weight: ModelParameter, outputs: Tensor) -> Tensor:
         assert isinstance(weight, QuantizedParameter)
         if weight.matrix is None:
             return F.embedding(outputs, weight)
-        return weight.matrix.unpack(outputs).to(self._dtype)
+        rows = weight.matrix.unpack(outputs)
+        for first, matrix in weight.apart.items():
+            held = (outputs >= first) & (outputs < first + matrix.num_outputs)
+            rows[held] = matrix.unpack(outputs[held] - first)
+        return rows.to(self._dtype)

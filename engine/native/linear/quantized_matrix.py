@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from engine.native.kernels.library import Format
 from engine.native.linear.tiles import LARGEST_TILE
-from engine.native.quantization.rows import QuantizedRows
+from engine.native.quantization.rows import QuantizedRows, same_order
 
 SPAN = 32
 """Inputs whose weights for one output lie side by side, in 16 bytes or more."""
@@ -30,6 +30,8 @@ class QuantizedMatrix:
     ) -> None:
         self.num_outputs, self.num_inputs = num_outputs, num_inputs
         self.stored_format, self.group = like.format, like.group
+        self.order = None if like.order is None else like.order.to(device)
+        """See ``QuantizedRows``."""
         is_whole = like.group is None or like.group % SPAN == 0
         self.format = like.format if is_whole or like.format is not Format.INT4 else Format.INT8
         span_bytes = SPAN // 2 if self.format is Format.INT4 else SPAN
@@ -64,6 +66,7 @@ class QuantizedMatrix:
             raise ValueError("is stored in another form than what it is stacked with")
         outputs = slice(first_output, first_output + len(rows))
         device = self.values.device
+        assert same_order(None if rows.order is None else rows.order.to(device), self.order)
         self.values[:, outputs] = self._packed(rows.values.to(device))
         self.scales[:, outputs] = rows.scales.to(device).T
         if rows.zeros is not None:
@@ -81,7 +84,7 @@ class QuantizedMatrix:
         return spans.view(torch.uint8).transpose(0, 1)
 
     def unpack(self, outputs: Tensor) -> Tensor:
-        """The weights of ``outputs`` (int64 [n]) as they are held: float32 [n, num_inputs]."""
+        """The weights of ``outputs`` (int64 [n]): float32 [n, num_inputs], in the model's order."""
         spans = self.values[:, outputs].transpose(0, 1)
         if self.format is Format.INT4:
             values = torch.cat((spans & 15, spans >> 4), dim=2).float() - 8
@@ -92,7 +95,8 @@ class QuantizedMatrix:
         weights = values.flatten(1)[:, : self.num_inputs]
         if self.zeros is not None:
             weights = weights - self._of_inputs(self.zeros[:, outputs])
-        return weights * self._of_inputs(self.scales[:, outputs])
+        weights = weights * self._of_inputs(self.scales[:, outputs])
+        return weights if self.order is None else weights[:, self.order.argsort()]
 
     def _of_inputs(self, by_group: Tensor) -> Tensor:
         """[groups, n] → float32 [n, num_inputs], or [n, 1] where there is one group."""

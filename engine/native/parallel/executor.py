@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +20,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.grammar import GrammarCompiler
 from engine.loop import ExecutorError
+from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.parallel.communicator import CommunicatorError
 from engine.native.parallel.messages import Score, Step
 from engine.native.parallel.partition import check_divisible, stage_of
@@ -68,10 +72,16 @@ class ParallelExecutor:
             except Exception:
                 self._workers.close()
                 raise
+        self._overlapping = OverlappingExecutor(self._runner) if config.async_scheduling else None
 
     @property
     def spec(self) -> ModelSpec:
         return self._runner.spec
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Of this rank; the others compile a grammar when its first sequence starts."""
+        return self._runner.grammars
 
     @property
     def detail(self) -> str:
@@ -83,19 +93,32 @@ class ParallelExecutor:
         """The processes of ranks 1, 2, …"""
         return self._workers.pids
 
-    def submit(self, plan: StepPlan, lane: int) -> None:
-        """Begins a step of a lane that has none in flight; does not wait."""
-        self._workers.send(Step(lane, plan, self._previous[lane]))
+    def submit(self, plan: StepPlan, lane: int = 0) -> None:
+        """Begins a step of a lane that has none in flight; does not wait.
+
+        With ``async_scheduling`` the lane may have one, and then the step is made ready.
+
+        Raises:
+            ExecutorError: it cannot go on.
+        """
+        ahead = self._overlapping is not None and bool(self._in_flight)
+        self._workers.send(Step(lane, plan, self._previous[lane], ahead))
         self._in_flight.append(_Submitted(lane, plan, time.perf_counter()))
+        if self._overlapping is not None:
+            with self._noticing_losses():
+                self._overlapping.submit(plan)
 
     def collect(self) -> StepResult:
         """Ends the step that was submitted first; ``duration_s`` is from its beginning to now."""
         lane, plan, began_s = self._in_flight.popleft()
-        try:
-            self._previous[lane] = self._runner.execute(plan, lane)
-        except CommunicatorError as error:
-            raise self._lost(error) from error
-        return replace(self._previous[lane], duration_s=time.perf_counter() - began_s)
+        with self._noticing_losses():
+            if self._overlapping is not None:
+                result = self._overlapping.collect()
+            else:
+                result = self._runner.execute(plan, lane)
+                result = replace(result, duration_s=time.perf_counter() - began_s)
+        self._previous[lane] = StepResult(result.sampled_token_ids)
+        return result
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step of the first lane, while none is in flight."""
@@ -106,10 +129,8 @@ class ParallelExecutor:
         """As ``ModelRunner.forward``, on all ranks, while no step is in flight."""
         self._workers.send(Score(plan, self._previous[0]))
         self._previous[0] = StepResult()
-        try:
+        with self._noticing_losses():
             return self._runner.forward(plan)
-        except CommunicatorError as error:
-            raise self._lost(error) from error
 
     def warm_up(self) -> None:
         """As ``ModelRunner.warm_up``, on all ranks."""
@@ -124,6 +145,17 @@ class ParallelExecutor:
     def close(self) -> None:
         """Ends the workers; they would end by themselves with this process."""
         self._workers.close()
+
+    @contextmanager
+    def _noticing_losses(self) -> Iterator[None]:
+        """
+        Raises:
+            ExecutorError: a collective broke within.
+        """
+        try:
+            yield
+        except CommunicatorError as error:
+            raise self._lost(error) from error
 
     def _lost(self, error: CommunicatorError) -> ExecutorError:
         """What broke a collective: a worker that is gone, unless it hangs."""

@@ -31,6 +31,9 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     previous: StepResult
     """What the lane's step before came to on rank 0. A worker that has sampled too compares it with
     its own; the others learn the tokens from it."""
+    ahead: bool = False
+    """Whether the lane's step before is still in flight, so that ``previous`` is the one before
+    that: to be made ready while it runs."""
 
 
 class Score(msgspec.Struct, frozen=True, tag=True):

@@ -66,26 +66,37 @@ def _run(socket: zmq.Socket[bytes]) -> None:
     assert isinstance(join, Join)
     bind_compute_threads(join.config.cpus)
     # Threads are bound before they start, and these start torch's.
+    from engine.native.overlapping_executor import OverlappingExecutor
     from engine.native.parallel.process_group import join_groups
     from engine.native.runner import ModelRunner
 
     _send(socket, Started())
     runner = ModelRunner(join.config, *join_groups(join.config, join.rank, join.directory))
     _send(socket, Loaded())
+    executor = OverlappingExecutor(runner) if join.config.async_scheduling else None
     last = [StepResult()] * join.config.num_lanes
     while True:
         message = _receive(socket)
         assert isinstance(message, Step | Score)
-        lane = message.lane if isinstance(message, Step) else 0
+        lane, ahead = 0, False
+        if isinstance(message, Step):
+            lane, ahead = message.lane, message.ahead
+        if executor is not None and executor.is_busy and not ahead:
+            last[0] = executor.collect()
         if not runner.samples:
             runner.take_in(message.previous, lane)
         elif message.previous.sampled_token_ids != last[lane].sampled_token_ids:
             raise RuntimeError("it sampled other tokens than rank 0")
-        if isinstance(message, Step):
-            last[lane] = runner.execute(message.plan, lane)
-        else:
+        if isinstance(message, Score):
             runner.forward(message.plan)
             last[lane] = StepResult()
+        elif executor is None:
+            last[lane] = runner.execute(message.plan, lane)
+        else:
+            # Its tokens are needed when the next message comes, and that may come before.
+            executor.submit(message.plan)
+            if ahead:
+                last[0] = executor.collect()
 
 
 def _receive(socket: zmq.Socket[bytes]) -> ToWorker:

@@ -38,8 +38,10 @@ class SamplingBackend(Protocol):
 
     name: str
 
-    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         """A token or ``NOT_FINITE`` for each row of ``logits``, float32 [len(draws), vocab_size].
+
+        Integers [len(draws)] where the logits are, whose device may still be at work on them.
 
         Temperature comes first, then top-k, top-p and min-p, each working on what the one before
         left. At a border, tokens of equal weight stay in or go together. May overwrite the rows

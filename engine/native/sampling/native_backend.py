@@ -35,7 +35,7 @@ class NativeSampling:
         ]
         self._kernel.restype = None
 
-    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         num_rows, vocab_size = logits.shape
         assert logits.dtype is torch.float32
         assert logits.stride(1) == 1
@@ -52,4 +52,4 @@ class NativeSampling:
             torch.get_num_threads(),
             tokens.ctypes.data,
         )
-        return tokens.tolist()
+        return torch.from_numpy(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class NumpySampling:
 
     name = "numpy"
 
-    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         table: NDArray[np.float32] = logits.numpy()
         # The first of equals; where a row holds NaN, the first of those.
         tokens: list[int] = table.argmax(axis=1).tolist()
@@ -29,7 +30,7 @@ class NumpySampling:
                 tokens[i] = NOT_FINITE
             elif draw.temperature > 0:
                 tokens[i] = _pick(kept_weights(table[i], best, draw), draw.fraction)
-        return tokens
+        return torch.tensor(tokens, dtype=torch.int64)
 
 
 def kept_weights(logits: NDArray[np.float32], best: np.float32, draw: Draw) -> NDArray[np.float32]:

@@ -23,12 +23,12 @@ class TritonSampling:
     def __init__(self, device: torch.device) -> None:
         self._staging = Staging(device, 256 * _BYTES_PER_DRAW)
 
-    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def pick(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
         assert logits.dtype is torch.float32
         assert logits.stride(1) == 1
         assert len(draws) == len(logits)
         if not draws:
-            return []
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
         best = logits.argmax(dim=1)  # the first of equals; where a row holds NaN, one of those
         (fields,) = self._staging.upload((torch.tensor(draws, dtype=torch.float64),))
         tokens = torch.empty_like(best)
@@ -44,5 +44,4 @@ class TritonSampling:
             TILE=_TILE,
             num_warps=8,
         )
-        picked: list[int] = tokens.tolist()
-        return picked
+        return tokens

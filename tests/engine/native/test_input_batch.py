@@ -41,7 +41,7 @@ def test_builds_the_flat_batch_of_a_mixed_step() -> None:
     assert batch.take_in(inputs.sampling, [22]) == {8: (22,)}
     inputs = batch.build([scheduled(8, 2, 1, samples=True)])
     assert inputs.token_ids.tolist() == [22]
-    (row,) = batch.sampling_rows(inputs.sampling)
+    (row,) = batch.sampling_rows(inputs)
     assert row.token_ids.tolist() == [20, 21, 22]
     assert row.num_output_tokens == 1
 
@@ -55,7 +55,7 @@ def test_drafts_are_computed_and_sampled_as_if_they_were_known() -> None:
     assert inputs.token_ids.tolist() == [20, 12, 13, 14, 15]
     assert inputs.attention.context_lens.tolist() == [1, 6]
     assert inputs.sampled_tokens.tolist() == [1, 2, 3, 4]
-    rows = batch.sampling_rows(inputs.sampling)
+    rows = batch.sampling_rows(inputs)
     assert [row.token_ids.tolist() for row in rows] == [
         [10, 11, 12],
         [10, 11, 12, 13],
@@ -84,7 +84,7 @@ def test_drafts_count_up_to_the_first_wrong_one(
     assert batch.take_in(inputs.sampling, [22, *sampled]) == {8: (22,), 7: accepted}
     end = 3 + len(accepted)
     inputs = batch.build([scheduled(7, end - 1, 1, samples=True)])
-    assert batch.sampling_rows(inputs.sampling)[0].token_ids.tolist() == [10, 11, 12, *accepted]
+    assert batch.sampling_rows(inputs)[0].token_ids.tolist() == [10, 11, 12, *accepted]
 
 
 def test_drops_before_it_starts_and_reuses_rows() -> None:
@@ -99,14 +99,16 @@ def test_drops_before_it_starts_and_reuses_rows() -> None:
     inputs = batch.build([scheduled(1, 0, 3, 6, samples=True)])
     assert inputs.token_ids.tolist() == [5, 6, 7]
     assert inputs.attention.block_tables.tolist() == [[6]]
-    assert batch.sampling_rows(inputs.sampling)[0].num_output_tokens == 1
+    assert batch.sampling_rows(inputs)[0].num_output_tokens == 1
 
 
 def test_holds_more_sequences_than_one_step_runs() -> None:
     batch = InputBatch(LIMITS)
     batch.apply(StepPlan(0, started=tuple(started(i, i, i + 1) for i in range(9))))
-    rows = batch.sampling_rows([scheduled(i, 0, 2, samples=True) for i in range(9)])
-    assert [row.token_ids.tolist() for row in rows] == [[i, i + 1] for i in range(9)]
+    for i in range(9):
+        inputs = batch.build([scheduled(i, 0, 2, i % 8, samples=True)])
+        (row,) = batch.sampling_rows(inputs)
+        assert row.token_ids.tolist() == [i, i + 1]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +147,28 @@ def test_refuses_sequences_that_are_there_or_too_long() -> None:
         batch.apply(StepPlan(1, started=(started(1, 1),)))
     with pytest.raises(ValueError, match="17 tokens, more than max_model_len 16"):
         batch.apply(StepPlan(2, started=(started(2, *range(17)),)))
+
+
+def test_a_step_is_built_while_the_one_before_it_samples() -> None:
+    batch = InputBatch(LIMITS)
+    batch.apply(StepPlan(0, started=(started(7, 10, 11), started(8, 20, 21, 22))))
+    first = batch.build([scheduled(7, 0, 2, 5, samples=True), scheduled(8, 0, 2, 6)])
+    steps = [scheduled(8, 2, 1, samples=True), scheduled(7, 2, 1, samples=True)]
+    with pytest.raises(ValueError, match="does not fit a sequence of 2 tokens"):
+        batch.build(steps)
+    second = batch.build(steps, in_flight=first.sampling)
+    rows = batch.sampling_rows(second)
+    assert second.attention.context_lens.tolist() == [3, 3]
+    batch.take_in(first.sampling, [12])
+    batch.complete(second)
+    assert second.token_ids.tolist() == [22, 12]
+    assert [row.token_ids.tolist() for row in rows] == [[20, 21, 22], [10, 11, 12]]
+    # Sequence 7 ends with that token, and another takes its row.
+    batch.apply(StepPlan(2, dropped=(7,), started=(started(9, 30, 31),)))
+    third = batch.build(
+        [scheduled(8, 3, 1, samples=True), scheduled(9, 0, 2, 7, samples=True)],
+        in_flight=second.sampling,
+    )
+    batch.take_in(second.sampling, [23, 13])
+    batch.complete(third)
+    assert third.token_ids.tolist() == [23, 30, 31]

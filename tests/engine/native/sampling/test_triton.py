@@ -25,7 +25,7 @@ def backend() -> TritonSampling:
 
 
 def pick(backend: TritonSampling, logits: Tensor, *draws: Draw) -> list[int]:
-    return backend.pick(logits.to(DEVICE, copy=True), draws)
+    return backend.pick(logits.to(DEVICE, copy=True), draws).tolist()
 
 
 @pytest.mark.parametrize("vocab_size", [1, 17, 5003])
@@ -88,13 +88,13 @@ def test_greedy_takes_the_first_of_the_likeliest(backend: TritonSampling) -> Non
 def test_neighbours_do_not_matter_and_rows_may_lie_apart(backend: TritonSampling) -> None:
     logits = logits_of(3, (6, 600), 1.0, 1e6).to(DEVICE)
     draws = [Draw(1.0, i, 0.9, 0.0, i / 6) for i in range(6)]
-    together = backend.pick(logits[:, :500], draws)
-    alone = [backend.pick(logits[i : i + 1, :500].clone(), [draws[i]])[0] for i in range(6)]
+    together = backend.pick(logits[:, :500], draws).tolist()
+    alone = [backend.pick(logits[i : i + 1, :500].clone(), [draws[i]]).item() for i in range(6)]
     assert alone == together
 
 
 def test_no_rows(backend: TritonSampling) -> None:
-    assert backend.pick(torch.empty(0, 10, device=DEVICE), []) == []
+    assert backend.pick(torch.empty(0, 10, device=DEVICE), []).tolist() == []
 
 
 def test_the_sampler_adjusts_and_repairs_rows_where_they_lie(backend: TritonSampling) -> None:
