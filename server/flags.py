@@ -67,7 +67,7 @@ Dtype = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="How weights are held: none, int8, int8_g128, int4, int4_g128; in vLLM none, fp8, …"
+        help="How weights are held: none, fp8, int8, int8_g128, int4, int4_g128; vLLM: none, fp8, …"
     ),
 ]
 KvCacheDtype = Annotated[
@@ -128,7 +128,10 @@ AttentionBackend = Annotated[
 ]
 LinearKernel = Annotated[
     str | None,
-    typer.Option(help="Kernel of the matrix products; auto takes the fastest."),
+    typer.Option(
+        help="Kernel of the matrix products: int8-activations, fp32-activations, torch, …; on a "
+        "GPU int8-activations, fp8-activations, weight-only, torch. auto takes the fastest."
+    ),
 ]
 SpeculativeTokens = Annotated[
     int | None,
@@ -172,7 +175,7 @@ ComparedSchemes = Annotated[
     list[str] | None,
     typer.Option(
         "--scheme",
-        help="Weights to compare: none, int8, int8_g128, int4, int4_g128; may be repeated. "
+        help="Weights to compare: none, fp8, int8, int8_g128, int4, int4_g128; may be repeated. "
         "All of them if not given.",
     ),
 ]
@@ -216,7 +219,8 @@ CalibratedQuantizations = Annotated[
     list[str] | None,
     typer.Option(
         "--quantization",
-        help="Weights to learn beside none and int8: int8_g128, int4, int4_g128; may be repeated.",
+        help="Weights to learn beside none and int8: fp8, int8_g128, int4, int4_g128; may be "
+        "repeated.",
     ),
 ]
 CalibratedKvCacheDtypes = Annotated[

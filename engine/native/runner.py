@@ -115,7 +115,7 @@ class ModelRunner:
                 stage,
                 expert_parallel=config.enable_expert_parallel,
             )
-        self._fill_model(config, show_progress=config.show_progress and rank == 0)
+        self._fill_model(config, dtype, show_progress=config.show_progress and rank == 0)
         self._caches = self._backend.allocate_cache(
             len(stage.layers),
             pipeline.size * limits.num_blocks,
@@ -143,7 +143,13 @@ class ModelRunner:
         self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
     ) -> LinearKernels:
         if self._device.type == "cuda":
-            return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
+            return cuda_linear_kernels(
+                config.quantization,
+                self.spec.quantization,
+                dtype,
+                config.linear_kernel,
+                torch.cuda.get_device_capability(self._device),
+            )
         stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
         return choose_linear_kernels(
             self.spec,
@@ -155,9 +161,11 @@ class ModelRunner:
             expert_parallel=config.enable_expert_parallel,
         )
 
-    def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
+    def _fill_model(self, config: EngineConfig, dtype: torch.dtype, *, show_progress: bool) -> None:
         if config.load_format == "random":
-            fill_with_noise(self._model)
+            if self.spec.quantization is not None:
+                raise ValueError("load_format random makes no weights of a quantized checkpoint")
+            fill_with_noise(self._model, dtype)
             return
         stored = self.spec.quantization
         handler = None if stored is None else handler_for(stored)

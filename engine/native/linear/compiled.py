@@ -20,7 +20,6 @@ class PackedParameter(ModelParameter):
 class CheckpointParameter(PackedParameter):
     """One whose matrix is made when its first rows come, in the layout that these have."""
 
-    matrix_size: tuple[int, int]
     apart: dict[int, PackedMatrix]
     """Rows whose inputs have another order than those of ``matrix``, where zeros stand for them, by
     their first outputs."""
@@ -48,6 +47,7 @@ class CompiledLinear:
         parts: tuple[str, ...] = (),
     ) -> PackedParameter:
         weight = PackedParameter((0,), torch.float32, weight_loader, parts)
+        weight.matrix_size = (num_outputs, num_inputs)
         weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, self.layout)
         return weight
 
@@ -86,7 +86,8 @@ class CheckpointLinear(CompiledLinear):
         layout = Layout.of(rows, rounds_activations=self.layout.rounds_activations)
         order = None if isinstance(rows, Tensor) else rows.order
         if weight.is_empty:
-            weight.matrix = PackedMatrix(self._library, *weight.matrix_size, layout, order)
+            num_outputs, num_inputs = weight.matrix_size
+            weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, layout, order)
             weight.is_empty = False
         if weight.matrix.layout != layout:
             raise ValueError("is stored in another form than what it is stacked with")

@@ -96,6 +96,22 @@ def test_integers_are_as_near_as_their_bits_allow(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_floats_of_8_bits_are_the_nearest(architecture: str, shape: tuple[int, int]) -> None:
+    """Beside a scale in bfloat16 that keeps every weight within their range."""
+    weights = random_matrix(*shape)
+    weights[0] *= 1e-3
+    weights[0, 0] = 0.5  # so that others become subnormal
+    actual = weights_of(packed(architecture, Layout(Format.FLOAT8), weights))
+    largest = weights.abs().amax(dim=1, keepdim=True) / 448
+    above = (largest.view(torch.int32) + 0xFFFF) >> 16
+    scales = above.to(torch.int16).view(torch.bfloat16).float()
+    scaled = (weights * (1 / scales)).clamp(-448, 448)
+    assert torch.equal(actual, scaled.to(torch.float8_e4m3fn).float() * scales)
+    assert ((actual - weights).abs() <= weights.abs() / 16 + 2**-9 * scales).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layout", FLOATS + INTEGERS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products(architecture: str, layout: Layout, shape: tuple[int, int]) -> None:
