@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine
 from engine.native.linear.select import FP32_ACTIVATIONS
+from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.runner import ModelRunner
+from engine.overlapped_loop import OverlappedLoop
 from planner.sizing import weight_format
 from profiles.model_spec import ModelSpec, TensorRole
 from profiles.numerics import SCHEMES
@@ -27,7 +28,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
-from scheduler.step_plan import StepPlan, StepResult
+from scheduler.step_plan import StepPlan
 
 _BLOCK_SIZE = 16
 _WARM_STEPS = 3
@@ -123,20 +124,24 @@ def _fp8_product_seconds(left: Tensor, right: Tensor, device: torch.device) -> f
 
 
 class _Runner(ModelRunner):
-    """The engine's runner, whose last forward pass can be repeated."""
+    """The engine's runner, one forward pass of which can be repeated."""
 
-    last_plan = StepPlan(-1)
-
-    def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
-        self.last_plan = plan
-        return super().execute(plan, lane)
-
-    def last_forward(self) -> Callable[[], Tensor]:
-        """Writes the same keys and values to the same places as the last step did."""
-        scheduled = [replace(s, new_block_ids=(), samples=False) for s in self.last_plan.scheduled]
+    def forward_of(self, plan: StepPlan) -> Callable[[], Tensor]:
+        """Writes the same keys and values to the same places as that step, the latest, does."""
+        scheduled = [replace(s, new_block_ids=(), samples=False) for s in plan.scheduled]
         inputs = self.lanes[0].batch.build(scheduled)
         rows = inputs.attention.query_start_loc[1:].long() - 1
         return lambda: self._forward.logits(inputs, rows)
+
+
+class _Executor(OverlappingExecutor):
+    """Remembers the latest step."""
+
+    last_plan = StepPlan(-1)
+
+    def submit(self, plan: StepPlan) -> None:
+        self.last_plan = plan
+        super().submit(plan)
 
 
 class BenchEngine:
@@ -176,8 +181,9 @@ class BenchEngine:
         self._scheme = scheme
         self._weight_bytes = weight_bytes(self.spec, scheme, dtype, device)
         self._scheduler = Scheduler(limits)
-        self._loop = EngineLoop(
-            self._scheduler, self._runner, self.spec.vocab_size, self._count_message
+        self._executor = _Executor(self._runner)
+        self._loop = OverlappedLoop(
+            self._scheduler, self._executor, self.spec.vocab_size, self._count_message
         )
         self._num_messages = 0
         self._num_requests = 0
@@ -229,7 +235,8 @@ class BenchEngine:
             self._loop.step()
             seconds.append(time.perf_counter() - start)
         with torch.inference_mode():
-            forward_s = time_repeats(self._runner.last_forward(), num_steps, self._device)
+            forward = self._runner.forward_of(self._executor.last_plan)
+            forward_s = time_repeats(forward, num_steps, self._device)
         contexts = self._scheduler.running_contexts()
         if len(contexts) != num_seqs:
             raise RuntimeError(f"{len(contexts)} of {num_seqs} sequences were left")
@@ -246,10 +253,11 @@ class BenchEngine:
             start = time.perf_counter()
             self._loop.step()
             seconds.append(time.perf_counter() - start)
-        if self._runner.last_plan.num_tokens != num_tokens:
+        if self._executor.last_plan.num_tokens != num_tokens:
             raise RuntimeError(f"{num_tokens} tokens do not fit into one step")
         with torch.inference_mode():
-            forward_s = time_repeats(self._runner.last_forward(), repeats, self._device)
+            forward = self._runner.forward_of(self._executor.last_plan)
+            forward_s = time_repeats(forward, repeats, self._device)
         roofline_s = self._roofline([(num_tokens, num_tokens)], ceilings)
         self._finish()
         return StepFigures(1, num_tokens, num_tokens, median(seconds[1:]), forward_s, roofline_s)
