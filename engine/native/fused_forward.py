@@ -13,6 +13,7 @@ from engine.native.layers.fused import (
     rotate_in_place,
     silu_and_mul,
 )
+from engine.native.layers.grouped_experts import GroupedExperts
 from engine.native.layers.mlp import GatedMLP
 from engine.native.layers.moe import SparseMoE
 from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderLayer
@@ -21,9 +22,10 @@ from engine.native.models.decoder import Attention, DecoderForCausalLM, DecoderL
 class FusedForward:
     """The same computation as ``DecoderForCausalLM``'s, which is its reference.
 
-    In a step of single tokens, where no layer is a mixture of experts, it allocates nothing that
-    depends on the values of its inputs and waits for nothing, so that the call can be captured in a
-    CUDA graph. Inputs are tensors on the device.
+    In a step of single tokens it allocates nothing that depends on the values of its inputs and
+    waits for nothing, so that the call can be captured in a CUDA graph; unless experts are
+    quantized, whose products the host launches one by one (``can_be_captured``). Inputs are tensors
+    on the device.
     """
 
     def __init__(
@@ -37,8 +39,19 @@ class FusedForward:
         self._layers = [layer for layer in model.model.layers if isinstance(layer, DecoderLayer)]
         self._caches = caches
         self._backend = backend
+        self._grouped = {
+            layer.mlp: GroupedExperts(layer.mlp.experts)
+            for layer in self._layers
+            if isinstance(layer.mlp, SparseMoE) and layer.mlp.experts.stacked is not None
+        }
         # Of every position at once: a graph keeps the table's address.
         self._table = model.model.rotary.table(max_model_len)
+
+    @property
+    def can_be_captured(self) -> bool:
+        return all(
+            isinstance(layer.mlp, GatedMLP) or layer.mlp in self._grouped for layer in self._layers
+        )
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
         return self.unconverted_logits(inputs, rows).float()
@@ -81,6 +94,8 @@ class FusedForward:
         output: Tensor
         if isinstance(mlp, GatedMLP):
             output = mlp.down_proj(silu_and_mul(mlp.gate_up_proj(hidden)))
+        elif mlp in self._grouped:
+            output = mlp.ranks.all_reduce(self._grouped[mlp](hidden, *mlp.gate(hidden)))
         else:
             output = mlp(hidden)
         return output

@@ -135,9 +135,8 @@ class ModelRunner:
         self.lanes = [self._lane(lane * limits.num_blocks) for lane in range(pipeline.size)]
 
     def _can_capture(self, ranks: Communicator, pipeline: Pipeline) -> bool:
-        """Not every kind of collective can be captured, nor experts, which the host looks up."""
-        alone = ranks.size == pipeline.size == 1
-        return self._device.type == "cuda" and alone and not self.spec.has_experts
+        """Not every kind of collective can be captured."""
+        return self._device.type == "cuda" and ranks.size == pipeline.size == 1
 
     def _choose_kernels(
         self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
@@ -187,7 +186,7 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        if self._captures:
+        if self._captures and fused.can_be_captured:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
 

@@ -146,6 +146,7 @@ def test_every_launch_compiles_for_gpus(tmp_path: Path) -> None:
     compiled = set(result.stdout.splitlines())
     kernels = ("store", "decode", "merge", "chunk", "rms_norm", "rotate", "silu_and_mul", "sample")
     products = ("weight_only", "rounded", "sum_splits", "round")
+    experts = ("gate_up", "down", "combine")
     assert compiled == {
-        f"{gpu} {name}_kernel" for gpu in (80, 89, 90) for name in (*kernels, *products)
+        f"{gpu} {name}_kernel" for gpu in (80, 89, 90) for name in (*kernels, *products, *experts)
     }

@@ -21,24 +21,30 @@ from engine.native.attention.triton_backend import TritonAttention
 from engine.native.attention.workload import Workload, attention_work
 from engine.native.kernels.library import Format
 from engine.native.layers.fused import add_rms_norm, rms_norm, rotate_in_place, silu_and_mul
+from engine.native.layers.grouped_experts import GroupedExperts
+from engine.native.layers.moe import Experts
 from engine.native.layers.norm import RMSNorm
 from engine.native.linear.quantized_matrix import QuantizedMatrix
+from engine.native.linear.select import LinearKernels
 from engine.native.linear.tiles import GpuLimits, tiles_for
+from engine.native.linear.torch_kernels import DenseLinear
 from engine.native.linear.triton_products import (
     can_round_activations,
     multiply_rounded,
     multiply_weight_only,
 )
+from engine.native.parallel.communicator import SINGLE_RANK
 from engine.native.quantization.rounding import WeightRounding
 from engine.native.sampling.backend import GREEDY
 from engine.native.sampling.triton_backend import TritonSampling
+from profiles.model_spec import MlpSpec
 
 CPU = torch.device("cpu")
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """By compute capability, what a program can have of a processor's memory (CUDA programming guide,
 technical specifications)."""
 
-STREAMS = ("weight_only_kernel", "rounded_kernel")
+STREAMS = ("weight_only_kernel", "rounded_kernel", "gate_up_kernel", "down_kernel")
 FORMS = [
     (Format.INT8, None),
     (Format.INT8, 16),
@@ -85,6 +91,18 @@ def launch_everything(dtype: torch.dtype, cache_dtypes: list[torch.dtype]) -> No
         rotate_in_place(heads, positions, torch.zeros(10, 256), 32, norms)
     silu_and_mul(torch.zeros(3, 28_672, dtype=dtype))
     TritonSampling(CPU).pick(torch.zeros(1, 128_256), [GREEDY])
+
+
+def launch_experts(dtype: torch.dtype) -> None:
+    """Of few, more and many places for each expert."""
+    mlp = MlpSpec(0, num_experts=4, experts_per_token=2, expert_intermediate_size=768)
+    experts = Experts(
+        1024, mlp, LinearKernels.all(DenseLinear(dtype)), dtype, SINGLE_RANK, expert_parallel=False
+    )
+    grouped = GroupedExperts(experts)
+    for num_tokens in (1, 100, 400):
+        chosen = torch.arange(2).expand(num_tokens, 2)
+        grouped(torch.zeros(num_tokens, 1024, dtype=dtype), chosen, torch.zeros(num_tokens, 2))
 
 
 def launch_products(dtype: torch.dtype, capability: int) -> None:
@@ -135,6 +153,7 @@ def main() -> None:
             caches.append(torch.float8_e4m3fn)
         launch_everything(torch.bfloat16, caches)
         launch_products(torch.bfloat16, capability)
+        launch_experts(torch.bfloat16)
     driver.set_active(ClaimedGpu(90))
     launch_products(torch.float16, 90)
 
