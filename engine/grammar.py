@@ -29,9 +29,10 @@ _MOST_SAID = 500
 """Characters of an error, which may quote the grammar."""
 _SILENT = 0
 _LIMITS = LLParserLimits(verbose_errors=False)
-_JSON: Any = {"whitespace_pattern": r"( |\n[ ]{0,32})?"}
-"""At each place a space, or a line break and an indent: what people and models write, while a model
-that has nothing more to say cannot go on with white space for ever."""
+JSON_OPTIONS: Any = {"whitespace_pattern": r"( |\n[ ]{0,32})?"}
+"""Of llguidance, for every JSON schema. At each place a space, or a line break and an indent: what
+people and models write, while a model that has nothing more to say cannot go on with white space
+for ever."""
 
 
 class Matcher:
@@ -138,7 +139,7 @@ class GrammarCompiler:
 
 def _source(grammar: Grammar) -> str:
     if grammar.kind is GrammarKind.JSON_SCHEMA:
-        return LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON)
+        return LLMatcher.grammar_from_json_schema(grammar.text, overrides=JSON_OPTIONS)
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.text)
     return LLMatcher.grammar_from_lark(grammar.text)

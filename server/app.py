@@ -11,11 +11,15 @@ from engine.protocol import Engine
 from server import health
 from server.auth import ApiKeyMiddleware
 from server.chat_template import ChatTemplate
-from server.context import DEFAULT_MAX_BODY_BYTES, ServerContext
+from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
 from server.metrics import Metrics
 from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
+from server.openai.reasoning import ReasoningFamily
+from server.openai.reasoning import family_of as reasoning_family_of
+from server.openai.tools.families import ToolFamily
+from server.openai.tools.families import family_of as tool_family_of
 from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
@@ -30,10 +34,14 @@ def create_app(
     chat_template: ChatTemplate | None,
     model: ServedModel,
     *,
+    conventions: ChatConventions | None = None,
     api_key: str | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
 ) -> FastAPI:
-    """The application; starting and stopping the engine is the caller's."""
+    """The application; starting and stopping the engine is the caller's.
+
+    Without ``conventions`` they are what the chat template tells.
+    """
     app = FastAPI(
         title="Ridgeline",
         summary="OpenAI-compatible inference server",
@@ -49,6 +57,7 @@ def create_app(
         model,
         metrics,
         GrammarCompiler(tokenizer.to_json, model.vocab_size),
+        conventions or chat_conventions(chat_template),
         max_body_bytes,
     )
     for module in (chat, completions, embeddings, models, tokenize, health):
@@ -61,6 +70,31 @@ def create_app(
         app.add_middleware(ApiKeyMiddleware, api_key=api_key)
     app.add_middleware(RequestLogMiddleware, metrics=metrics)  # the last one added is outermost
     return app
+
+
+def chat_conventions(
+    template: ChatTemplate | None, tool_call_parser: str = "auto", reasoning_parser: str = "auto"
+) -> ChatConventions:
+    """Parsers are of a ``ToolFamily`` and a ``ReasoningFamily``, ``none``, or ``auto``: what the
+    chat template tells.
+
+    Raises:
+        ValueError: there is no such parser.
+    """
+    for flag, asked, kinds in (
+        ("--tool-call-parser", tool_call_parser, ToolFamily),
+        ("--reasoning-parser", reasoning_parser, ReasoningFamily),
+    ):
+        if asked not in ("auto", "none", *kinds):
+            known = ", ".join(("auto", "none", *kinds))
+            raise ValueError(f"{flag} {asked!r} is unknown (known: {known})")
+    source = "" if template is None else template.source
+    tools = None if tool_call_parser == "none" else tool_family_of(source)
+    reasoning = None if reasoning_parser == "none" else reasoning_family_of(source)
+    return ChatConventions(
+        tools if tool_call_parser in ("auto", "none") else ToolFamily(tool_call_parser),
+        reasoning if reasoning_parser in ("auto", "none") else ReasoningFamily(reasoning_parser),
+    )
 
 
 async def _answer_nobody(request: Request, _error: Exception) -> Response:

@@ -89,6 +89,8 @@ def serve(
     linear_kernel: flags.LinearKernel = None,
     speculative_tokens: flags.SpeculativeTokens = None,
     async_scheduling: flags.AsyncScheduling = None,
+    tool_call_parser: flags.ToolCallParser = "auto",
+    reasoning_parser: flags.ReasoningParser = "auto",
     max_queued_requests: flags.MaxQueuedRequests = 256,
     shutdown_grace: flags.ShutdownGrace = 30.0,
     log_format: flags.Format = LogFormat.TEXT,

@@ -156,6 +156,20 @@ MaxQueuedRequests = Annotated[
 ShutdownGrace = Annotated[
     float, typer.Option(help="Seconds that running requests have to finish.", min=0)
 ]
+ToolCallParser = Annotated[
+    str,
+    typer.Option(
+        help="How the model writes tool calls: auto (told from its chat template), hermes, llama3, "
+        "mistral, json or none."
+    ),
+]
+ReasoningParser = Annotated[
+    str,
+    typer.Option(
+        help="How the model marks its thoughts: auto (told from its chat template), think, mistral "
+        "or none."
+    ),
+]
 Format = Annotated[LogFormat, typer.Option(help="For people or programs.")]
 Level = Annotated[LogLevel, typer.Option(help="The least that is logged.")]
 

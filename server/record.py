@@ -27,6 +27,8 @@ class RequestRecord:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_reasoning_tokens: int | None = None
+    """Of the completion tokens; None where nobody tells them apart."""
     first_token_at: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     failure: str = ""

@@ -23,7 +23,7 @@ from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
 from profiles.quality import measured_quality
 from server import plan_words
-from server.app import create_app
+from server.app import chat_conventions, create_app
 from server.banner import Banner
 from server.chat_template import ChatTemplate
 from server.choices import EngineChoice
@@ -78,6 +78,9 @@ def serve(options: ServeOptions) -> int:
     with listener:
         try:
             loaded = _load(options)
+            conventions = chat_conventions(
+                loaded.chat_template, options.tool_call_parser, options.reasoning_parser
+            )
         except ValueError as error:
             raise StartupError(str(error)) from error
         banner = _banner(options, loaded, listener.getsockname()[1])
@@ -86,7 +89,12 @@ def serve(options: ServeOptions) -> int:
             logger.warning("%s", warning)
         engine = EngineClient(loaded.decision.config, options.max_queued_requests)
         app = create_app(
-            engine, loaded.tokenizer, loaded.chat_template, loaded.model, api_key=options.api_key
+            engine,
+            loaded.tokenizer,
+            loaded.chat_template,
+            loaded.model,
+            conventions=conventions,
+            api_key=options.api_key,
         )
         running = run_server(
             app,

@@ -58,6 +58,8 @@ class ServeOptions(EngineFlags):
     linear_kernel: str | None = None
     speculative_tokens: int | None = None
     async_scheduling: bool | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_queued_requests: int = 256
     shutdown_grace: float = 30.0
     """Seconds."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from scheduler.request import Request
+from scheduler.sampling_params import Grammar
 from server.context import ServerContext
 from server.generation import TextDelta, TextOptions, generate_text
 from server.openai.errors import bad_request
 from server.openai.parameters import Wanted
-from server.openai.responses import PromptTokensDetails, Usage
+from server.openai.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.openai.schemas import GenerationFields, StreamOptions
 from server.openai.structured import check_grammar, grammar_of
 from server.record import RequestRecord
@@ -71,9 +72,15 @@ def make_job(
 
 
 async def wanted_of(
-    fields: GenerationFields, context: ServerContext, logprobs: int | None, *, scores_prompt: bool
+    fields: GenerationFields,
+    context: ServerContext,
+    logprobs: int | None,
+    *,
+    scores_prompt: bool = False,
+    calls: Grammar | None = None,
 ) -> Wanted:
-    """``scores_prompt`` is whether an echo shows the prompt's logprobs, as many as the output's.
+    """``scores_prompt`` is whether an echo shows the prompt's logprobs, as many as the output's;
+    ``calls`` are the tool calls that the answer must be.
 
     Raises:
         ApiError: what was asked for does not go together, or the answer's form is no grammar.
@@ -84,9 +91,12 @@ async def wanted_of(
     if scores_prompt and logprobs is not None:
         prompt_logprobs = max(logprobs, prompt_logprobs or 0)
     form = grammar_of(fields)
-    if form is None:
+    if form is not None and calls is not None:
+        raise bad_request(f"{form[1]} does not go with a forced tool_choice.", form[1])
+    if form is None and calls is None:
         return Wanted(None, logprobs, prompt_logprobs)
-    grammar, param = form
+    grammar, param = form or (calls, "tools")
+    assert grammar is not None
     await check_grammar(context.grammars, grammar, param)
     return Wanted(grammar, logprobs, prompt_logprobs)
 
@@ -107,6 +117,9 @@ def usage(job: Job, record: RequestRecord) -> Usage:
         completion_tokens=record.num_completion_tokens,
         total_tokens=job.num_prompt_tokens + record.num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(record.num_cached_tokens),
+        completion_tokens_details=UNSET
+        if record.num_reasoning_tokens is None
+        else CompletionTokensDetails(record.num_reasoning_tokens),
     )
 
 

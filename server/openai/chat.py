@@ -17,7 +17,8 @@ from server.context import context_of, record_of
 from server.generation import TextDelta
 from server.openai.admission import check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
-from server.openai.body import read_request
+from server.openai.body import parse_request, read_object
+from server.openai.chat_reading import chat_texts, forced_calls, tool_use, visible_tokens
 from server.openai.chat_text import ChatText, ChatTextDelta
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
@@ -38,7 +39,7 @@ from server.openai.responses import (
     Usage,
 )
 from server.openai.schemas import ChatCompletionRequest
-from server.openai.tool_calls import MARKERS
+from server.openai.unsupported import refuse_of_completions
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event
 
@@ -58,13 +59,16 @@ async def create_chat_completion(request: Request) -> Response:
     """Answers a conversation."""
     context, record = context_of(request), record_of(request)
     record.generation_began("chat")
-    fields = await read_request(request, ChatCompletionRequest)
+    body = await read_object(request)
+    refuse_of_completions(body)
+    fields = parse_request(body, ChatCompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
-    with_tools = offers_tools(fields)
+    use = tool_use(fields)
     check_accepting(context)
-    prompt = await encode_conversation(context, fields, with_tools=with_tools)
-    wanted = await wanted_of(fields, context, asked_logprobs(fields), scores_prompt=False)
+    prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
+    calls = forced_calls(use, fields, context)
+    wanted = await wanted_of(fields, context, asked_logprobs(fields), calls=calls)
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(
         fields,
@@ -76,17 +80,14 @@ async def create_chat_completion(request: Request) -> Response:
         arrival_time=record.arrival,
         wanted=wanted,
     )
-    markers = {context.tokenizer.token_id(marker) for marker in MARKERS} if with_tools else set()
     options = text_options(
         fields,
         continues_text=bool(fields.continue_final_message),
-        visible=frozenset(marker for marker in markers if marker is not None),
+        visible=visible_tokens(use, context),
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
-    texts = [
-        ChatText(with_tools=with_tools, parallel=fields.parallel_tool_calls is not False)
-        for _ in range(requests[0].n)
-    ]
+    texts = chat_texts(use, fields, context, prompt, requests[0].n)
+    record.num_reasoning_tokens = 0
     deltas = run_job(job, context, record)
     if fields.stream:
         return EventStreamResponse(stream(job, deltas, texts, record), record)
@@ -104,13 +105,6 @@ def asked_logprobs(fields: ChatCompletionRequest) -> int | None:
     return None
 
 
-def offers_tools(fields: ChatCompletionRequest) -> bool:
-    """Whether the model is shown tools, and its output searched for calls."""
-    if fields.tool_choice == "auto" and not fields.tools:
-        raise bad_request("tool_choice is only allowed when tools are given.", "tool_choice")
-    return bool(fields.tools) and fields.tool_choice != "none"
-
-
 async def stream(
     job: Job,
     deltas: AsyncGenerator[TextDelta, None],
@@ -121,7 +115,7 @@ async def stream(
     begun: set[int] = set()
     async with aclosing(deltas):
         async for delta in deltas:
-            parsed = texts[delta.index].push(delta)
+            parsed = read(texts, delta, record)
             choices = chunk_choices(job, parsed, is_first=delta.index not in begun)
             for choice in choices:
                 is_first_chunk = not begun
@@ -132,12 +126,24 @@ async def stream(
         yield event(encode(chat_chunk(job, [], usage(job, record), False)))
 
 
+def read(texts: list[ChatText], delta: TextDelta, record: RequestRecord) -> ChatTextDelta:
+    """What a delta says, its thoughts counted."""
+    parsed = texts[delta.index].push(delta)
+    record.num_reasoning_tokens = (record.num_reasoning_tokens or 0) + parsed.num_reasoning_tokens
+    return parsed
+
+
 def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[ChatChunkChoice]:
     """The chunks that say what is new: content, each tool call in two, and the end.
 
     The first says the role; the last says why the choice ended.
     """
-    deltas = [ChatDelta(content=parsed.content)] if parsed.content else []
+    deltas = []
+    if parsed.reasoning:
+        thought = parsed.reasoning
+        deltas.append(ChatDelta(reasoning=thought, reasoning_content=thought))
+    if parsed.content:
+        deltas.append(ChatDelta(content=parsed.content))
     for index, call_id, call in parsed.tool_calls:
         head = ToolCallOutput(
             index=index,
@@ -191,7 +197,7 @@ async def collect(
     scores: list[TokenLogprobs] = []
     async with aclosing(deltas):
         async for delta in deltas:
-            parts[delta.index].append(texts[delta.index].push(delta))
+            parts[delta.index].append(read(texts, delta, record))
             scores += delta.prompt_logprobs
     prompt = job.requests[0].prompt_token_ids
     return ChatCompletion(
@@ -219,8 +225,12 @@ def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
         for part in parts
         for _, call_id, call in part.tool_calls
     ]
+    reasoning = "".join(part.reasoning for part in parts) or UNSET
     message = AssistantMessage(
-        content=content if content or not calls else None, tool_calls=calls or UNSET
+        content=content if content or not calls else None,
+        reasoning=reasoning,
+        reasoning_content=reasoning,
+        tool_calls=calls or UNSET,
     )
     token_ids = tuple(token_id for part in parts for token_id in part.source.token_ids)
     entries = [

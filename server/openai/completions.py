@@ -18,7 +18,7 @@ from server.context import ServerContext, context_of, record_of
 from server.generation import TextDelta
 from server.openai.admission import check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
-from server.openai.body import read_request
+from server.openai.body import parse_request, read_object
 from server.openai.document import documented
 from server.openai.errors import bad_request
 from server.openai.json_response import json_response
@@ -34,6 +34,7 @@ from server.openai.parameters import (
 )
 from server.openai.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.openai.schemas import CompletionRequest
+from server.openai.unsupported import refuse_of_chat
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event
 
@@ -61,7 +62,9 @@ async def create_completion(request: Request) -> Response:
     """Continues one prompt or several."""
     context, record = context_of(request), record_of(request)
     record.generation_began("completions")
-    fields = await read_request(request, CompletionRequest)
+    body = await read_object(request)
+    refuse_of_chat(body)
+    fields = parse_request(body, CompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
     check_accepting(context)

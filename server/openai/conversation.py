@@ -9,9 +9,17 @@ import msgspec
 
 from server.chat_template import RESERVED_NAMES, ChatTemplate, ChatTemplateError
 from server.context import ServerContext
+from server.openai.chat_reading import effort_variables
 from server.openai.errors import bad_request
 from server.openai.parameters import refuse_overlong, truncated
-from server.openai.schemas import Conversation, GenerationFields, Message, MessageToolCall, TextPart
+from server.openai.schemas import (
+    ChatCompletionRequest,
+    Conversation,
+    GenerationFields,
+    Message,
+    MessageToolCall,
+    TextPart,
+)
 from server.tokenizer import MAX_INLINE_CHARACTERS
 
 MAX_INLINE_MESSAGES = 64
@@ -60,6 +68,8 @@ def render(
         )
     generation_prompt = not continues and fields.add_generation_prompt is not False
     variables = fields.chat_template_kwargs or {}
+    if isinstance(fields, ChatCompletionRequest):
+        variables = effort_variables(fields.reasoning_effort, template) | variables
     if reserved := RESERVED_NAMES & variables.keys():
         raise bad_request(
             f"chat_template_kwargs must not contain {min(reserved)!r}.",

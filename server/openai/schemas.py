@@ -139,6 +139,17 @@ class ToolDefinition(msgspec.Struct, kw_only=True):
     function: FunctionDefinition
 
 
+class NamedFunction(msgspec.Struct, kw_only=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, kw_only=True):
+    """``tool_choice``: this tool must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 Messages = Annotated[list[Message], Meta(min_length=1)]
 Tools = Annotated[list[ToolDefinition], Meta(min_length=1)]
 
@@ -156,7 +167,9 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
     parallel_tool_calls: bool | None = None
 
 

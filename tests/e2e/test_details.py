@@ -391,3 +391,86 @@ def test_embeddings_of_nothing(client: openai.OpenAI, fields: dict[str, Any], pa
 
 def test_nothing_is_left_behind(server: ServerProcess) -> None:
     server.wait_until_idle()
+
+
+# ---------------------------------------------------------------------- tools that must be called
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather somewhere",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "days": {"type": "integer", "minimum": 1, "maximum": 7},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_call_can_be_required(client: openai.OpenAI, temperature: int) -> None:
+    """The bundled model would rather say hello."""
+    schema = WEATHER["function"]["parameters"]
+    for choice, names in (
+        ("required", {"weather", "clock"}),
+        ({"type": "function", "function": {"name": "weather"}}, {"weather"}),
+    ):
+        answer = chat(
+            client,
+            "Hello!",
+            tools=[WEATHER, CLOCK],
+            tool_choice=choice,
+            temperature=temperature,
+            max_tokens=300,
+            seed=1,
+            parallel_tool_calls=False,
+        )
+        (said,) = answer.choices
+        calls: Any = said.message.tool_calls
+        assert len(calls) == 1
+        assert calls[0].function.name in names
+        if calls[0].function.name == "weather":
+            jsonschema.validate(json.loads(calls[0].function.arguments), schema)
+        assert said.message.content is None
+        assert said.finish_reason == ("tool_calls" if choice == "required" else "stop")
+
+
+def test_a_streamed_call_is_the_same(client: openai.OpenAI) -> None:
+    fields: Any = {
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "temperature": 0.9,
+        "seed": 5,
+        "max_tokens": 300,
+    }
+    whole: Any = chat(client, "Hello!", **fields).choices[0]
+    message: Any = {"role": "user", "content": "Hello!"}
+    calls: dict[int, list[str]] = {}
+    reasons = []
+    for chunk in client.chat.completions.create(
+        model="", messages=[message], stream=True, **fields
+    ):
+        for choice in chunk.choices:
+            reasons.append(choice.finish_reason)
+            for piece in choice.delta.tool_calls or []:
+                name, arguments = piece.function.name or "", piece.function.arguments or ""
+                assert bool(piece.id) == bool(name)
+                calls.setdefault(piece.index, ["", ""])
+                calls[piece.index][0] += name
+                calls[piece.index][1] += arguments
+    expected = [[c.function.name, c.function.arguments] for c in whole.message.tool_calls]
+    assert list(calls.values()) == expected
+    assert [r for r in reasons if r] == [whole.finish_reason]
+
+
+def test_a_call_that_is_cut_off_ends_with_length(client: openai.OpenAI) -> None:
+    said = chat(client, tools=[WEATHER], tool_choice="required", max_tokens=4).choices[0]
+    assert said.finish_reason == "length"
+    assert said.message.tool_calls is None

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from scheduler.request import Request
 from server.app import create_app
 from server.chat_template import ChatTemplate
+from server.context import ChatConventions
 from server.served_model import SamplingDefaults, ServedModel
 from server.tokenizer import Tokenizer
 from tests.server.scripted_engine import ScriptedEngine
@@ -65,6 +66,7 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
         template: str | None = CHAT_TEMPLATE,
         api_key: str | None = None,
         defaults: SamplingDefaults | None = None,
+        conventions: ChatConventions | None = None,
         max_body_bytes: int = 2**20,
         **engine_fields: Any,
     ) -> Served:
@@ -89,6 +91,7 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
             tokenizer,
             ChatTemplate(template) if template else None,
             model,
+            conventions=conventions,
             api_key=api_key,
             max_body_bytes=max_body_bytes,
         )

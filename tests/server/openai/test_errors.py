@@ -102,10 +102,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("functions", [{}]),
     ("function_call", "auto"),
     ("bad_words", ["x"]),
-    ("reasoning_effort", "low"),
     ("chat_template", "x"),
-    ("tool_choice", "required"),
-    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
     ("use_beam_search", True),
 ]
 
