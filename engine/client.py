@@ -45,6 +45,7 @@ from engine.protocol import (
     EngineUnavailableError,
     InvalidRequestError,
 )
+from engine.queue_limits import Queue, QueueLimits
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
@@ -65,15 +66,14 @@ _Delivery = SequenceOutput | EngineError
 class EngineClient:
     """An engine in a process of its own, native or simulated, as an ``engine.protocol.Engine``.
 
-    At most ``max_queued_requests`` requests wait beside those that fit into a step; one more is
-    refused with ``EngineUnavailableError``.
+    What waits beyond ``limits`` is refused with ``EngineOverloadedError``.
     """
 
     def __init__(
-        self, config: EngineConfig | SimulatedConfig, max_queued_requests: int = 256
+        self, config: EngineConfig | SimulatedConfig, limits: QueueLimits | None = None
     ) -> None:
         self.config = config
-        self._max_requests = config.max_num_seqs + max_queued_requests
+        self._queue = Queue(config, limits or QueueLimits())
         self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
         self._aborted: dict[str, set[int]] = {}
         """Continuations that were aborted one by one, of each request in ``_streams``."""
@@ -107,13 +107,14 @@ class EngineClient:
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         if self._health.state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._health.state}")
-        if len(self._streams) >= self._max_requests:
-            raise EngineUnavailableError(f"{len(self._streams)} requests are in flight already")
+        self._queue.check(request)
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
         aborted = self._aborted.setdefault(request.request_id, set())
         self._idle.clear()
         unfinished = set(range(request.n))
+        self._queue.entered(request)
+        num_output_tokens = 0
         try:
             self._send(AddRequest(request))
             while unfinished:
@@ -125,7 +126,10 @@ class EngineClient:
                     if isinstance(o, SequenceOutput)
                     and (o.index not in aborted or o.finish_reason is FinishReason.ABORT)
                 ]
+                if outputs:
+                    self._queue.began(request)
                 for output in merged(outputs):
+                    num_output_tokens += len(output.token_ids)
                     if output.index not in unfinished:
                         continue
                     if output.finish_reason is not None:
@@ -136,6 +140,7 @@ class EngineClient:
                         unfinished.clear()
                         raise error
         finally:
+            self._queue.left(request, num_output_tokens)
             self._forget(request.request_id)
             if unfinished:
                 self._send(AbortRequest(request.request_id))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server import health
-from server.auth import ApiKeyMiddleware
+from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
 from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
 from server.metrics import Metrics
@@ -20,6 +23,7 @@ from server.openai.reasoning import ReasoningFamily
 from server.openai.reasoning import family_of as reasoning_family_of
 from server.openai.tools.families import ToolFamily
 from server.openai.tools.families import family_of as tool_family_of
+from server.rate_limits import NO_LIMITS, RateLimiter, Rates
 from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
@@ -35,7 +39,9 @@ def create_app(
     model: ServedModel,
     *,
     conventions: ChatConventions | None = None,
-    api_key: str | None = None,
+    api_keys: ApiKeys | None = None,
+    rates: Rates = NO_LIMITS,
+    allowed_origins: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application; starting and stopping the engine is the caller's.
@@ -57,6 +63,7 @@ def create_app(
         model,
         metrics,
         GrammarCompiler(tokenizer.to_json, model.vocab_size),
+        RateLimiter(rates),
         conventions or chat_conventions(chat_template),
         max_body_bytes,
     )
@@ -66,8 +73,16 @@ def create_app(
     install_error_handlers(app)
     for kind in (ClientDisconnectedError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_nobody)
-    if api_key is not None:
-        app.add_middleware(ApiKeyMiddleware, api_key=api_key)
+    if api_keys:
+        app.add_middleware(ApiKeyMiddleware, keys=api_keys)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.add_middleware(RequestLogMiddleware, metrics=metrics)  # the last one added is outermost
     return app
 

@@ -12,6 +12,7 @@ from server.chat_template import ChatTemplate
 from server.metrics import Metrics
 from server.openai.reasoning import ReasoningFamily
 from server.openai.tools.families import ToolFamily
+from server.rate_limits import RateLimiter, Rates
 from server.record import RequestRecord
 from server.served_model import ServedModel
 from server.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class ServerContext:
     metrics: Metrics
     grammars: GrammarCompiler
     """To know at once whether a grammar is one; the engine compiles it for itself."""
+    rate_limiter: RateLimiter = field(default_factory=lambda: RateLimiter(Rates()))
     conventions: ChatConventions = field(default_factory=ChatConventions)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     draining: bool = False

@@ -21,11 +21,36 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 ServedModelName = Annotated[str | None, typer.Option(help="What clients call the model.")]
 ServerApiKey = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Key that requests must carry (all but /health and /ready).",
+        help="Key that requests must carry (all but /health and /ready); may be repeated.",
         envvar="RIDGELINE_API_KEY",
     ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="Keys, one a line, with name=…, requests=… and tokens=… a minute."),
+]
+RequestsPerMinute = Annotated[
+    int | None, typer.Option(help="Requests that each key may make in a minute.", min=1)
+]
+TokensPerMinute = Annotated[
+    int | None,
+    typer.Option(help="Tokens, of prompts and outputs, that each key has in a minute.", min=1),
+]
+AllowedOrigin = Annotated[
+    list[str] | None,
+    typer.Option(help="Web page that may ask from a browser (CORS), or *; may be repeated."),
+]
+MaxBodySize = Annotated[str, typer.Option(help="Largest request, such as 16MiB.")]
+SslKeyfile = Annotated[Path | None, typer.Option(help="Key of the certificate, for HTTPS.")]
+SslCertfile = Annotated[Path | None, typer.Option(help="Certificate, for HTTPS.")]
+SslKeyfilePassword = Annotated[
+    str | None,
+    typer.Option(help="Password of the key.", envvar="RIDGELINE_SSL_KEYFILE_PASSWORD"),
+]
+SslCaCerts = Annotated[
+    Path | None, typer.Option(help="Authorities; clients must show a certificate of theirs.")
 ]
 
 # What to plan for.
@@ -151,7 +176,14 @@ AsyncScheduling = Annotated[
 
 # How the server behaves.
 MaxQueuedRequests = Annotated[
-    int, typer.Option(help="Requests that may wait; more are answered 503.", min=0)
+    int, typer.Option(help="Requests that may wait; more are answered 429.", min=0)
+]
+MaxQueuedTokens = Annotated[
+    int | None, typer.Option(help="Prompt tokens that may wait; more are answered 429.", min=1)
+]
+MaxQueueWait = Annotated[
+    float | None,
+    typer.Option(help="Seconds; who is predicted to wait longer is answered 429.", min=0),
 ]
 ShutdownGrace = Annotated[
     float, typer.Option(help="Seconds that running requests have to finish.", min=0)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from server.metrics import Metrics
+from server.rate_limits import ANYBODY, NO_LIMITS, Rates
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; it is only ever logged."""
@@ -22,6 +23,11 @@ class RequestRecord:
     request_id: str
     metrics: Metrics
     arrival: float = field(default_factory=time.perf_counter)
+    caller: str = ANYBODY
+    """The name of the API key."""
+    rates: Rates = NO_LIMITS
+    """What the caller may ask for, where that is not what all may."""
+    response_headers: dict[str, str] = field(default_factory=dict)
     endpoint: str = ""
     """Of a request for generation: which kind."""
     num_prompt_tokens: int = 0

@@ -105,9 +105,14 @@ async def run_job(
     job: Job, context: ServerContext, record: RequestRecord
 ) -> AsyncGenerator[TextDelta, None]:
     deltas = generate_text(context.engine, job.requests, context.tokenizer, job.options, record)
-    async with aclosing(deltas):
-        async for delta in deltas:
-            yield delta
+    try:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
+    finally:
+        context.rate_limiter.charge_tokens(
+            record.caller, record.num_completion_tokens, time.monotonic(), record.rates
+        )
 
 
 def usage(job: Job, record: RequestRecord) -> Usage:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from scheduler.step_plan import TokenLogprobs
 from server.context import context_of, record_of
 from server.generation import TextDelta
-from server.openai.admission import check_accepting, check_model
+from server.openai.admission import admit, check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
 from server.openai.body import parse_request, read_object
 from server.openai.chat_reading import chat_texts, forced_calls, tool_use, visible_tokens
@@ -86,6 +86,7 @@ async def create_chat_completion(request: Request) -> Response:
         visible=visible_tokens(use, context),
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
+    admit(context, record, len(prompt))
     texts = chat_texts(use, fields, context, prompt, requests[0].n)
     record.num_reasoning_tokens = 0
     deltas = run_job(job, context, record)

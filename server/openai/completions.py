@@ -16,7 +16,7 @@ from starlette.responses import Response
 from scheduler.step_plan import TokenLogprobs
 from server.context import ServerContext, context_of, record_of
 from server.generation import TextDelta
-from server.openai.admission import check_accepting, check_model
+from server.openai.admission import admit, check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
 from server.openai.body import parse_request, read_object
 from server.openai.document import documented
@@ -89,6 +89,7 @@ async def create_completion(request: Request) -> Response:
     )
     options = text_options(fields, continues_text=True)
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
+    admit(context, record, job.num_prompt_tokens)
     runs = max_tokens > 0 or wanted.prompt_logprobs is not None
     deltas = run_job(job, context, record) if runs else _nothing(job)
     writer = CompletionWriter(job, [prompt.text for prompt in prompts], echoes=bool(fields.echo))

@@ -17,7 +17,7 @@ from engine.protocol import Engine, EngineError
 from scheduler.request import Request as EngineRequest
 from scheduler.sampling_params import Pooling, SamplingParams
 from server.context import ServerContext, context_of, record_of
-from server.openai.admission import check_accepting, check_model
+from server.openai.admission import admit, check_accepting, check_model
 from server.openai.body import read_request
 from server.openai.document import documented
 from server.openai.errors import bad_request
@@ -58,6 +58,7 @@ async def create_embeddings(request: Request) -> Response:
         raise bad_request(f"input has more than {MAX_CHOICES} texts.", "input")
     prompts = [await _encode(context, fields, text) for text in texts]
     requests = engine_requests(fields, prompts, record.arrival)
+    admit(context, record, sum(map(len, prompts)))
     vectors = await cancel_on_disconnect(
         request.receive, _embed_all(context.engine, requests, record)
     )
