@@ -16,9 +16,11 @@ _ERRORS = {
     HTTPStatus.BAD_REQUEST: "The request is invalid; `param` names the field.",
     HTTPStatus.UNAUTHORIZED: "The API key is missing or wrong.",
     HTTPStatus.NOT_FOUND: "No such model.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too much was asked, or waits already; see `Retry-After`.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "The engine could not finish the request.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "Loading, full or shutting down; see `Retry-After`.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Loading or shutting down; see `Retry-After`.",
 }
 _STRUCTS: tuple[type[msgspec.Struct], ...] = (
     schemas.ChatCompletionRequest,
