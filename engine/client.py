@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig, SimulatedConfig
+from engine.deliveries import all_waiting, merged
 from engine.environment import engine_environment
 from engine.messages import (
     AbortRequest,
@@ -44,6 +46,7 @@ from engine.protocol import (
     EngineUnavailableError,
     InvalidRequestError,
 )
+from engine.queue_limits import Queue, QueueLimits
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
@@ -64,20 +67,20 @@ _Delivery = SequenceOutput | EngineError
 class EngineClient:
     """An engine in a process of its own, native or simulated, as an ``engine.protocol.Engine``.
 
-    At most ``max_queued_requests`` requests wait beside those that fit into a step; one more is
-    refused with ``EngineUnavailableError``.
+    What waits beyond ``limits`` is refused with ``EngineOverloadedError``.
     """
 
     def __init__(
-        self, config: EngineConfig | SimulatedConfig, max_queued_requests: int = 256
+        self, config: EngineConfig | SimulatedConfig, limits: QueueLimits | None = None
     ) -> None:
         self.config = config
-        self._max_requests = config.max_num_seqs + max_queued_requests
+        self._queue = Queue(config, limits or QueueLimits())
         self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
         self._aborted: dict[str, set[int]] = {}
         """Continuations that were aborted one by one, of each request in ``_streams``."""
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
         self._stats = EngineStats()
+        self._before = EngineStats()
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -106,27 +109,40 @@ class EngineClient:
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         if self._health.state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._health.state}")
-        if len(self._streams) >= self._max_requests:
-            raise EngineUnavailableError(f"{len(self._streams)} requests are in flight already")
+        self._queue.check(request)
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
         aborted = self._aborted.setdefault(request.request_id, set())
         self._idle.clear()
         unfinished = set(range(request.n))
+        self._queue.entered(request)
+        num_output_tokens = 0
         try:
             self._send(AddRequest(request))
             while unfinished:
-                delivery = await deliveries.get()
-                if isinstance(delivery, EngineError):
-                    unfinished.clear()
-                    raise delivery
-                ended = delivery.index in aborted and delivery.finish_reason != FinishReason.ABORT
-                if ended or delivery.index not in unfinished:
-                    continue  # on its way when the continuation was aborted
-                if delivery.finish_reason is not None:
-                    unfinished.remove(delivery.index)
-                yield delivery
+                waiting = await all_waiting(deliveries)
+                # What was on its way when a continuation was aborted is of no interest.
+                outputs = [
+                    o
+                    for o in waiting
+                    if isinstance(o, SequenceOutput)
+                    and (o.index not in aborted or o.finish_reason is FinishReason.ABORT)
+                ]
+                if outputs:
+                    self._queue.began(request)
+                for output in merged(outputs):
+                    num_output_tokens += len(output.token_ids)
+                    if output.index not in unfinished:
+                        continue
+                    if output.finish_reason is not None:
+                        unfinished.remove(output.index)
+                    yield output
+                for error in waiting:
+                    if isinstance(error, EngineError):
+                        unfinished.clear()
+                        raise error
         finally:
+            self._queue.left(request, num_output_tokens)
             self._forget(request.request_id)
             if unfinished:
                 self._send(AbortRequest(request.request_id))
@@ -143,7 +159,8 @@ class EngineClient:
             stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
-        return self._stats
+        """Counters go on where those of an engine that has died have stopped."""
+        return self._stats.after(self._before)
 
     def health(self) -> EngineHealth:
         return self._health
@@ -180,7 +197,7 @@ class EngineClient:
             self._ready.clear()
             failure = await self._run_process()
             was_ready = self._ready.is_set()
-            self._stats = EngineStats()
+            self._before, self._stats = self.stats(), EngineStats()
             self._fail_all(EngineError(f"the engine stopped while it ran this request: {failure}"))
             if self._health.state in (EngineState.STOPPED, EngineState.DRAINING):
                 return
@@ -257,7 +274,7 @@ class EngineClient:
 
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, Progress):
-            self._stats = message.stats
+            self._stats = replace(message.stats, steps=message.steps or self._stats.steps)
             for output in message.outputs:
                 stream = self._streams.get(output.request_id)
                 if stream is not None:

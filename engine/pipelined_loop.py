@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
+from engine.step_figures import total_figures
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -50,11 +52,15 @@ class PipelinedLoop:
         executor: PipelinedExecutor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._executor = executor
         self._send = send
         self._schedulers = schedulers
-        self._lanes = [EngineLoop(s, executor, vocab_size, self._send_for_all) for s in schedulers]
+        self._lanes = [
+            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, grammars)
+            for scheduler in schedulers
+        ]
         self._in_flight: deque[tuple[int, StepPlan]] = deque()
 
     @property
@@ -64,7 +70,9 @@ class PipelinedLoop:
     @property
     def wait_s(self) -> float | None:
         """Seconds until ``step`` has something to do; None while there is no work at all."""
-        return 0.0 if self.has_work else None
+        if self.has_work:
+            return 0.0
+        return min((lane.wait_s for lane in self._lanes if lane.wait_s is not None), default=None)
 
     def handle(self, messages: Iterable[ToEngine]) -> None:
         """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice."""
@@ -74,6 +82,8 @@ class PipelinedLoop:
             else:
                 for lane in self._lanes:  # whoever does not know the request ignores it
                     lane.handle([message])
+        for lane in self._lanes:
+            lane.handle(())
 
     def step(self) -> None:
         """Begins a step of each lane that can, then ends the one that was begun first."""
@@ -83,6 +93,8 @@ class PipelinedLoop:
                 plan = lane.begin_step()
                 self._executor.submit(plan, index)
                 self._in_flight.append((index, plan))
+        if not self._in_flight:
+            return
         index, plan = self._in_flight.popleft()
         self._lanes[index].end_step(plan, self._executor.collect())
 
@@ -103,7 +115,7 @@ class PipelinedLoop:
         def key(index: int) -> tuple[bool, int]:
             scheduler = self._schedulers[index]
             stats = scheduler.stats()
-            return (not scheduler.knows(request_id), stats.num_running + stats.num_waiting)
+            return (not self._lanes[index].knows(request_id), stats.num_running + stats.num_waiting)
 
         return self._lanes[min(range(len(self._lanes)), key=key)]
 
@@ -111,5 +123,8 @@ class PipelinedLoop:
         """Passes on what a lane says, with the figures of all."""
         if isinstance(message, Progress):
             total = EngineStats.total([lane.stats for lane in self._lanes])
-            message = Progress(outputs=message.outputs, stats=total)
+            steps = message.steps
+            if steps is not None:
+                steps = total_figures(lane.figures for lane in self._lanes)
+            message = Progress(outputs=message.outputs, stats=total, steps=steps)
         self._send(message)

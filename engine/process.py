@@ -18,6 +18,7 @@ from typing import Protocol
 
 import zmq
 
+from engine.config import EngineConfig
 from engine.environment import bind_compute_threads
 from engine.loop import EngineLoop, ExecutorError
 from engine.messages import (
@@ -145,30 +146,32 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     """
     config = launch.config
     bind_compute_threads(config_of_rank(config, 0).cpus)
-    if config.num_ranks == 1:
-        from engine.native.overlapping_executor import OverlappingExecutor
-        from engine.native.runner import ModelRunner
+    if config.num_ranks > 1:
+        return _start_ranks(config, send)
+    from engine.native.overlapping_executor import OverlappingExecutor
+    from engine.native.runner import ModelRunner
 
-        runner = ModelRunner(config)
-        runner.warm_up()
-        scheduler, vocab_size = (
-            Scheduler(config.scheduler, config.step_time),
-            runner.spec.vocab_size,
-        )
-        if not config.async_scheduling:
-            return EngineLoop(scheduler, runner, vocab_size, send), runner.detail
-        overlapping = OverlappingExecutor(runner)
-        return OverlappedLoop(scheduler, overlapping, vocab_size, send), runner.detail
+    runner = ModelRunner(config)
+    runner.warm_up()
+    scheduler = Scheduler(config.scheduler, config.step_time)
+    rest = (runner.spec.vocab_size, send, runner.grammars)
+    if config.async_scheduling:
+        return OverlappedLoop(scheduler, OverlappingExecutor(runner), *rest), runner.detail
+    return EngineLoop(scheduler, runner, *rest), runner.detail
+
+
+def _start_ranks(config: EngineConfig, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
+    """The same where other processes hold parts of the model."""
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
     executor.warm_up()
-    vocab_size = executor.spec.vocab_size
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
+    rest = (executor.spec.vocab_size, send, executor.grammars)
     if config.async_scheduling:
         (scheduler,) = schedulers
-        return OverlappedLoop(scheduler, executor, vocab_size, send), executor.detail
-    return PipelinedLoop(schedulers, executor, vocab_size, send), executor.detail
+        return OverlappedLoop(scheduler, executor, *rest), executor.detail
+    return PipelinedLoop(schedulers, executor, *rest), executor.detail
 
 
 def _start_simulated(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Protocol
 
+from engine.step_figures import StepFigures
 from scheduler.request import Request
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import SequenceOutput
@@ -39,6 +40,8 @@ class EngineStats:
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps since the engine started; of steps side by side, in each."""
+    steps: StepFigures = field(default_factory=StepFigures)
+    """As of a moment ago: they are sent now and then."""
 
     @classmethod
     def total(cls, parts: Sequence[EngineStats]) -> EngineStats:
@@ -51,13 +54,44 @@ class EngineStats:
             step_seconds=sum(part.step_seconds for part in parts),
         )
 
+    def after(self, before: EngineStats) -> EngineStats:
+        """These figures, with counters that go on from those of an engine ``before`` this one."""
+        counters = {
+            name: getattr(self.scheduler, name) + getattr(before.scheduler, name)
+            for name in _COUNTERS
+        }
+        return EngineStats(
+            scheduler=replace(self.scheduler, **counters),
+            num_steps=self.num_steps + before.num_steps,
+            step_seconds=self.step_seconds + before.step_seconds,
+            steps=self.steps.plus(before.steps),
+        )
+
+
+_COUNTERS = (
+    "num_prefix_queries",
+    "num_prefix_hits",
+    "num_preemptions",
+    "num_draft_tokens",
+    "num_accepted_tokens",
+)
+"""Of ``SchedulerStats``, those that only grow."""
+
 
 class EngineError(Exception):
     """The engine could not finish a request; the message is fit for the client."""
 
 
 class EngineUnavailableError(EngineError):
-    """The engine is starting, restarting, draining, failed or full: try again later."""
+    """The engine is starting, restarting, draining or failed: try again later."""
+
+
+class EngineOverloadedError(EngineError):
+    """Too much waits for the engine already; ``retry_after_s`` is when it is predicted not to."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequestError(EngineError):
@@ -71,7 +105,8 @@ class Engine(Protocol):
     cannot be started. ``generate`` yields each continuation's new tokens as they come and ends
     after every continuation has finished; closing it early (or cancelling the task that reads
     it) aborts the request, whose blocks are free within a step. It raises
-    ``EngineUnavailableError`` before the first token when the engine takes no requests, and
+    ``EngineUnavailableError`` before the first token when the engine takes no requests,
+    ``EngineOverloadedError`` when it takes no more of them, and
     ``EngineError`` at any time when the engine dies under the request.
     """
 

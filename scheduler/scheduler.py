@@ -28,6 +28,7 @@ from profiles.step_time import StepTimeModel
 from scheduler.admission import Admission, by_order
 from scheduler.assumed import AssumedStep
 from scheduler.config import SchedulerConfig
+from scheduler.output_details import unreported
 from scheduler.policy import prefill_share, virtual_deadline
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
@@ -52,6 +53,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, step_time: StepTimeModel | None = None) -> None:
         self.config = config
+        self.step_time = step_time
         self._admission = Admission(config)
         self._running = self._admission.running
         self._pool = self._admission.pool
@@ -192,10 +194,13 @@ class Scheduler:
             self._assumed.undo(sequence)
             num_computed_before = sequence.num_computed_tokens
             num_drafts = len(scheduled.draft_token_ids)
+            details = result.details.get(sequence.sequence_id)
             sequence.num_computed_tokens += scheduled.num_tokens - num_drafts
             token_ids: tuple[int, ...] = ()
             finish_reason = None
-            if scheduled.samples:
+            if scheduled.samples and sequence.request.sampling.samples_nothing:
+                finish_reason = FinishReason.LENGTH
+            elif scheduled.samples:
                 sampled = result.sampled_token_ids[scheduled.sequence_id]
                 token_ids, finish_reason = self._append_tokens(sequence, sampled)
                 # All but the last were drafts, which the step has computed.
@@ -203,9 +208,11 @@ class Scheduler:
                 if num_drafts:
                     self._speculation.observe(sequence, num_drafts, len(sampled) - 1)
             self._prefix_cache.remember_computed(sequence, num_computed_before)
+            if details is not None:
+                details = unreported(sequence, details, num_computed_before, len(token_ids))
             if finish_reason is not None:
                 self._finish(sequence)
-            if token_ids:
+            if token_ids or finish_reason or details:
                 outputs.append(
                     SequenceOutput(
                         request_id=sequence.request.request_id,
@@ -213,6 +220,11 @@ class Scheduler:
                         token_ids=token_ids,
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
+                        details=details,
+                        first_step_id=sequence.first_step_id
+                        if sequence.num_output_tokens == len(token_ids)
+                        else None,
+                        num_preemptions=sequence.num_preemptions if finish_reason else 0,
                     )
                 )
         return outputs
@@ -339,10 +351,10 @@ class Scheduler:
     def _room_for_drafts(self, sequence: Sequence) -> int:
         """Up to the sequence's last token but one (the last is never computed), and without the
         block that each admitted sequence has in reserve."""
-        last = min(
-            sequence.num_prompt_tokens + sequence.request.sampling.max_tokens,
-            self.config.max_model_len,
-        )
+        sampling = sequence.request.sampling
+        if sampling.grammar is not None:
+            return 0  # what may follow a draft is known when the draft has been taken
+        last = min(sequence.num_prompt_tokens + sampling.max_tokens, self.config.max_model_len)
         spare = max(0, self._pool.num_available - self._admission.num_admitted)
         capacity = (len(sequence.block_table) + spare) * self.config.block_size
         return min(last - 1, capacity) - sequence.num_tokens
@@ -357,6 +369,9 @@ class Scheduler:
         step_id = self._next_step_id
         self._next_step_id += 1
         dropped, self._dropped = tuple(self._dropped), []
+        for sequence in started:
+            if sequence.first_step_id is None:
+                sequence.first_step_id = step_id
         return StepPlan(
             step_id=step_id,
             dropped=dropped,
@@ -406,7 +421,7 @@ class Scheduler:
 
     def _is_full(self, sequence: Sequence) -> bool:
         """Whether it has as many tokens as it may: it has ended, or will when they are known."""
-        most = sequence.request.sampling.max_tokens
+        most = max(1, sequence.request.sampling.max_tokens)  # a step's token, if it counts or not
         return (
             sequence.num_output_tokens >= most or sequence.num_tokens >= self.config.max_model_len
         )
@@ -426,6 +441,7 @@ class Scheduler:
             # A token that it is just sampling is sampled again, as the same one.
             self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
+            sequence.num_preemptions += 1
             self._num_preemptions += 1
         self._admission.give_way(sequence)
         return sequence

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable
 
 from engine.config import SimulatedConfig, SimulatedPool
 from engine.loop import EngineLoop
-from engine.messages import AddRequest, FromEngine, Progress, ToEngine
+from engine.messages import AddRequest, FromEngine, Progress, RequestRefused, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
+from engine.step_figures import StepFigures, total_figures
+from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
 
@@ -58,7 +60,9 @@ class SimulatedLoop:
     def handle(self, messages: Iterable[ToEngine]) -> None:
         """Gives requests to lanes; they read them between their steps."""
         for message in messages:
-            if isinstance(message, AddRequest):
+            if isinstance(message, AddRequest) and (why := _why_not(message.request.sampling)):
+                self._send(RequestRefused(message.request.request_id, why))
+            elif isinstance(message, AddRequest):
                 min(self._lanes, key=lambda lane: lane.expected_load(message.request.n)).tell(
                     message, message.request.n
                 )
@@ -85,7 +89,7 @@ class SimulatedLoop:
 
     def report(self) -> None:
         """Sends the newest figures."""
-        self._send(Progress(outputs=(), stats=self._stats()))
+        self._send(Progress((), self._stats(), self._figures()))
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.
@@ -100,15 +104,20 @@ class SimulatedLoop:
     def _forward(self, messages: Iterable[FromEngine]) -> None:
         """Sends what lanes said, their progress as one message with the figures of all."""
         outputs: list[SequenceOutput] = []
-        any_progress = False
+        any_progress = any_figures = False
         for message in messages:
             if isinstance(message, Progress):
                 any_progress = True
+                any_figures |= message.steps is not None
                 outputs += message.outputs
             else:
                 self._send(message)
         if any_progress:
-            self._send(Progress(outputs=tuple(outputs), stats=self._stats()))
+            figures = self._figures() if any_figures else None
+            self._send(Progress(tuple(outputs), self._stats(), figures))
+
+    def _figures(self) -> StepFigures:
+        return total_figures(lane.figures for lane in self._lanes)
 
     def _stats(self) -> EngineStats:
         return EngineStats.total([lane.stats for lane in self._lanes])
@@ -119,7 +128,7 @@ class Lane:
 
     def __init__(self, pool: SimulatedPool, config: SimulatedConfig) -> None:
         self._weight = pool.share / pool.num_lanes
-        self._scheduler = Scheduler(pool.scheduler)
+        self._scheduler = Scheduler(pool.scheduler, pool.step_time)
         executor = SimulatedExecutor(
             pool.step_time,
             config.placeholder,
@@ -139,6 +148,10 @@ class Lane:
         """How much later than it should a step ended just now."""
         self.stats = EngineStats(scheduler=self._scheduler.stats())
         """Figures after the newest step that has ended."""
+
+    @property
+    def figures(self) -> StepFigures:
+        return self._loop.figures
 
     @property
     def can_start(self) -> bool:
@@ -198,6 +211,17 @@ class Lane:
         said = self._said.copy()
         self._said.clear()
         return said
+
+
+def _why_not(sampling: SamplingParams) -> str:
+    """What a request asks for that nobody knows without a model; empty if nothing."""
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "prompt_logprobs": sampling.prompt_logprobs is not None,
+        "embeddings": sampling.pooling is not None,
+    }
+    unknown = ", ".join(name for name, is_asked in asked.items() if is_asked)
+    return f"the simulated engine computes nothing, so it knows no {unknown}" if unknown else ""
 
 
 def _newest_stats(said: list[FromEngine]) -> EngineStats:

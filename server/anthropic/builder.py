@@ -24,7 +24,6 @@ from server.anthropic.shapes import (
     MessageStopEvent,
     MessagesUsage,
     PingEvent,
-    StopReason,
     TextBlock,
     ThinkingBlock,
     ToolUseBlock,
@@ -66,7 +65,8 @@ class MessageBuilder:
 
     def finish(self, last: ChatTextDelta, usage: Usage) -> list[MessagesEvent]:
         """The choice ended with ``last``."""
-        self._end = message_end(last)
+        calls_tools = any(isinstance(block, ToolUseBlock) for block in self._content)
+        self._end = message_end(last, calls_tools=calls_tools)
         return [
             MessageDeltaEvent(delta=self._end, usage=messages_usage(usage)),
             MessageStopEvent(),
@@ -84,11 +84,13 @@ class MessageBuilder:
         return MessagesAnswer(id=self._message_id, model=self._model, usage=messages_usage(usage))
 
 
-def message_end(last: ChatTextDelta) -> MessageEnd:
-    reasons: dict[str | None, StopReason] = {"length": "max_tokens", "tool_calls": "tool_use"}
+def message_end(last: ChatTextDelta, *, calls_tools: bool) -> MessageEnd:
+    """Where chat ends a call of a named tool with ``stop``, this API says ``tool_use``."""
+    if last.finish_reason == "length":
+        return MessageEnd(stop_reason="max_tokens", stop_sequence=None)
     if last.finish_reason == "stop" and isinstance(last.source.stop_reason, str):
         return MessageEnd(stop_reason="stop_sequence", stop_sequence=last.source.stop_reason)
-    return MessageEnd(stop_reason=reasons.get(last.finish_reason, "end_turn"), stop_sequence=None)
+    return MessageEnd(stop_reason="tool_use" if calls_tools else "end_turn", stop_sequence=None)
 
 
 def messages_usage(usage: Usage) -> MessagesUsage:

@@ -28,7 +28,8 @@ from server.openai.admission import check_model
 from server.openai.answer import run_job, usage
 from server.openai.as_chat import errors_name
 from server.openai.body import read_object, typed
-from server.openai.chat import ChatTurn, offers_tools, prepare_turn
+from server.openai.chat import ChatTurn, prepare_turn, read
+from server.openai.chat_reading import tool_use
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import ApiError
@@ -89,7 +90,7 @@ async def count_tokens(request: Request) -> Response:
     check_model(fields.model, context.model)
     chat = chat_request(body, fields)
     with errors_name(CHAT_NAMES):
-        prompt = await encode_conversation(context, chat, with_tools=offers_tools(chat))
+        prompt = await encode_conversation(context, chat, with_tools=bool(tool_use(chat).offered))
     return json_response(MessagesTokensCount(input_tokens=len(prompt)))
 
 
@@ -101,12 +102,11 @@ async def message_events(
     Raises:
         EngineError: the engine refused the request or could not finish it.
     """
-    (text,) = turn.texts
     blocks = BlockReader()
     has_begun = False
     async with aclosing(run_job(turn.job, context, record)) as deltas:
         async for delta in deltas:
-            parsed = text.push(delta)
+            parsed = read(turn.texts, delta, record)
             events = [] if has_begun else builder.begin(usage(turn.job, record))
             has_begun = True
             events += builder.push(blocks.push(parsed))

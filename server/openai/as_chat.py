@@ -30,6 +30,7 @@ CHAT_ONLY: dict[str, tuple[Any, ...]] = {
     "max_tokens": (),
     "messages": (),
     "n": (1,),
+    "prompt": (),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "top_logprobs": (0,),

@@ -18,7 +18,6 @@ _INSTEAD: dict[str, str] = {
     "/v1/containers": _NO_FILES,
     "/v1/conversations": _NO_STATE,
     "/v1/edits": "Use /v1/chat/completions.",
-    "/v1/embeddings": "Serve an embedding model elsewhere.",
     "/v1/engines": "Use /v1/models.",
     "/v1/evals": _NO_FILES,
     "/v1/files": _NO_FILES,
@@ -64,7 +63,7 @@ _INSTEAD: dict[str, str] = {
     "/wake_up": _STARTED_ONCE,
     # Ollama
     "/api/chat": "Use /v1/chat/completions.",
-    "/api/embed": "Serve an embedding model elsewhere.",
+    "/api/embed": "Use /v1/embeddings.",
     "/api/generate": "Use /v1/completions.",
     "/api/tags": "Use /v1/models.",
 }

@@ -70,6 +70,8 @@ class BlockReader:
 
     def push(self, delta: ChatTextDelta) -> list[BlockEvent]:
         events: list[BlockEvent] = []
+        if delta.reasoning:
+            self._append(events, BlockKind.REASONING, delta.reasoning)
         if delta.content:
             self._append(events, BlockKind.TEXT, delta.content)
         for _, call_id, call in delta.tool_calls:

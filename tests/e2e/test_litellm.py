@@ -12,7 +12,7 @@ from tests.e2e.server_process import ServerProcess, serving
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it asks the network when imported
 
-import litellm  # noqa: E402
+import litellm
 
 TOOL = {
     "type": "function",
@@ -67,9 +67,7 @@ def test_completion(keyed: ServerProcess, provider: str) -> None:
 def test_a_stream_says_the_same(keyed: ServerProcess, provider: str) -> None:
     asked = options(keyed, provider, "Count from 1 to 12.")
     whole = litellm.completion(**asked)
-    chunks = list(
-        litellm.completion(**asked, stream=True, stream_options={"include_usage": True})
-    )
+    chunks = list(litellm.completion(**asked, stream=True, stream_options={"include_usage": True}))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert "".join(pieces) == whole.choices[0].message.content
     assert sum(bool(piece) for piece in pieces) > 5

@@ -137,9 +137,7 @@ def test_a_stream_in_the_background_is_taken_up_again(server: ServerProcess) -> 
         seen = [next(iter(stream)) for _ in range(6)]
     response_id = seen[0].response.id
     rest = list(
-        client.responses.retrieve(
-            response_id, stream=True, starting_after=seen[-1].sequence_number
-        )
+        client.responses.retrieve(response_id, stream=True, starting_after=seen[-1].sequence_number)
     )
     numbers = [event.sequence_number for event in [*seen, *rest]]
     assert numbers == list(range(len(numbers)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
 from scheduler.request import FinishReason, Request
-from scheduler.step_plan import SequenceOutput
+from scheduler.step_plan import OutputDetails, SequenceOutput, TokenLogprobs
 
 Script = Callable[[Request, int], Sequence[int]]
 
@@ -28,6 +28,8 @@ class ScriptedEngine:
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: EngineError("the engine died"))
     num_cached_tokens: int = 0
+    began_after_s: float | None = None
+    """When each continuation first ran, after its arrival."""
     gate: asyncio.Semaphore | None = None
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -84,7 +86,32 @@ class ScriptedEngine:
                 reason = FinishReason.LENGTH
             if reason is not None:
                 break
-        return SequenceOutput(request.request_id, j, tuple(tokens), reason, self.num_cached_tokens)
+        details = self._details(request, j, tokens, is_first=start == 0)
+        return SequenceOutput(
+            request.request_id,
+            j,
+            tuple(tokens),
+            reason,
+            self.num_cached_tokens,
+            details,
+            began_at_s=request.arrival_time + self.began_after_s
+            if start == 0 and self.began_after_s is not None
+            else None,
+        )
+
+    def _details(
+        self, request: Request, j: int, tokens: list[int], *, is_first: bool
+    ) -> OutputDetails | None:
+        """Every token is as likely as its number says, and each list begins with the lowest."""
+        sampling = request.sampling
+        scores_prompt = sampling.prompt_logprobs is not None and is_first and j == 0
+        if sampling.logprobs is None and not scores_prompt:
+            return None
+        prompt = request.prompt_token_ids[1:] if scores_prompt else ()
+        return OutputDetails(
+            logprobs=_likelihoods(tokens, sampling.logprobs),
+            prompt_logprobs=_likelihoods(prompt, sampling.prompt_logprobs),
+        )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         if index is None:
@@ -107,3 +134,10 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self.state = EngineState.STOPPED
+
+
+def _likelihoods(token_ids: Sequence[int], count: int | None) -> tuple[TokenLogprobs, ...]:
+    if count is None:
+        return ()
+    top = tuple((i, -float(i)) for i in range(count))
+    return tuple(TokenLogprobs(-float(i), i + 1, top) for i in token_ids)

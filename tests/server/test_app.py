@@ -164,6 +164,7 @@ async def test_the_document_describes_every_route_and_resolves(serve: Serve) -> 
         "/v1/responses/{response_id}/input_items",
         "/v1/messages",
         "/v1/messages/count_tokens",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/models/{model}",
         "/tokenize",

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from msgspec import UnsetType
 from msgspec.structs import replace
 
 from server.openai.errors import ApiError
@@ -198,10 +199,12 @@ def _part(block: Block, text: str = "") -> OutputPart:
 
 
 def response_usage(usage: Usage) -> ResponseUsage:
+    details = usage.completion_tokens_details
+    num_reasoning = 0 if isinstance(details, UnsetType) else details.reasoning_tokens
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
         input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
         output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(num_reasoning),
         total_tokens=usage.total_tokens,
     )

@@ -17,7 +17,8 @@ from server.openai.admission import check_model
 from server.openai.answer import Job
 from server.openai.as_chat import errors_name
 from server.openai.body import read_object, typed
-from server.openai.chat import offers_tools, prepare_turn
+from server.openai.chat import prepare_turn
+from server.openai.chat_reading import tool_use
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import ApiError, bad_request, unavailable
@@ -123,7 +124,7 @@ async def count_input_tokens(request: Request) -> Response:
     check_model(fields.model, context.model)
     chat = chat_request(body, fields, conversation_items(context, fields))
     with errors_name(CHAT_NAMES):
-        prompt = await encode_conversation(context, chat, with_tools=offers_tools(chat))
+        prompt = await encode_conversation(context, chat, with_tools=bool(tool_use(chat).offered))
     return json_response(InputTokensCount(input_tokens=len(prompt)))
 
 

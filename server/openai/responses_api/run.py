@@ -12,7 +12,7 @@ import msgspec
 
 from server.context import ServerContext
 from server.openai.answer import run_job, usage
-from server.openai.chat import ChatTurn
+from server.openai.chat import ChatTurn, read
 from server.openai.errors import ApiError, as_api_error, error_type, is_unforeseen
 from server.openai.output_blocks import BlockReader
 from server.openai.responses_api.builder import ResponseBuilder
@@ -36,12 +36,12 @@ class ResponseRun:
         Raises:
             EngineError: the engine refused the request or could not finish it.
         """
-        job, (text,), builder = self.turn.job, self.turn.texts, self.builder
+        job, builder = self.turn.job, self.builder
         blocks = BlockReader()
         has_begun = False
         async with aclosing(run_job(job, context, self.record)) as deltas:
             async for delta in deltas:
-                parsed = text.push(delta)
+                parsed = read(self.turn.texts, delta, self.record)
                 events = [] if has_begun else builder.begin()
                 has_begun = True
                 events += builder.push(blocks.push(parsed))
