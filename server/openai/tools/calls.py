@@ -51,5 +51,7 @@ class ToolParser(Protocol):
 
 def partial_tag_length(text: str, tag: str) -> int:
     """Length of the longest end of ``text`` that is a proper beginning of ``tag``."""
-    longest = min(len(text), len(tag) - 1)
-    return next((k for k in range(longest, 0, -1) if tag.startswith(text[-k:])), 0)
+    place = text.find(tag[0], max(0, len(text) - len(tag) + 1))
+    while place >= 0 and not tag.startswith(text[place:]):
+        place = text.find(tag[0], place + 1)
+    return 0 if place < 0 else len(text) - place
