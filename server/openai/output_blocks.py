@@ -72,15 +72,21 @@ class BlockReader:
         events: list[BlockEvent] = []
         if delta.reasoning:
             self._append(events, BlockKind.REASONING, delta.reasoning)
-        if delta.content:
-            self._append(events, BlockKind.TEXT, delta.content)
-        for _, call_id, call in delta.tool_calls:
-            self._append(events, BlockKind.CALL, call.arguments, call_id, call.name)
+        length = 0
+        for call in delta.tool_calls:
+            self._append_text(events, delta.content[length : call.position])
+            self._append(events, BlockKind.CALL, call.arguments, call.call_id, call.name)
+            length = call.position
+        self._append_text(events, delta.content[length:])
         if delta.finish_reason is not None:
             if self._count == 0:
                 self._start(events, BlockKind.TEXT)
             self._stop(events, is_cut=delta.finish_reason == "length")
         return events
+
+    def _append_text(self, events: list[BlockEvent], text: str) -> None:
+        if text:
+            self._append(events, BlockKind.TEXT, text)
 
     def _append(
         self,

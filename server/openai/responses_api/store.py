@@ -96,7 +96,7 @@ class ResponseStore:
 
     def add_ended(self, stored: StoredResponse) -> None:
         """Keeps a response that has ended, which may have been running until now."""
-        self._running.pop(stored.response.id, None)
+        self.remove(stored.response.id)
         size = stored.num_bytes()
         if size > self._max_bytes:
             return

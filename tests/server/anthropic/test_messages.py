@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from engine.protocol import EngineUnavailableError
+from server.context import ChatConventions
+from server.openai.reasoning import ReasoningFamily
 from server.tokenizer import Tokenizer
 from tests.server.conftest import MAX_MODEL_LEN, MODEL, Serve, Served, on_socket
 
@@ -159,6 +161,60 @@ async def test_tools_are_shown_and_calls_are_blocks(serve: Serve, tokenizer: Tok
     )
     assert call["id"].startswith("toolu_")
     assert '"description": "Tells."' in prompt_of(served, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("choice", "as_in_chat"),
+    [
+        ({"type": "any"}, "required"),
+        (
+            {"type": "tool", "name": "get_weather"},
+            {"type": "function", "function": {"name": "get_weather"}},
+        ),
+    ],
+    ids=["any", "tool"],
+)
+async def test_calls_are_forced_as_in_chat(
+    serve: Serve, choice: dict[str, Any], as_in_chat: Any
+) -> None:
+    served = serve(CALL)
+    message = (await ask(served, tools=[TOOL], tool_choice=choice)).json()
+    assert [block["type"] for block in message["content"]] == ["tool_use"]
+    assert message["stop_reason"] == "tool_use"
+    function = {"name": "get_weather", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    await served.chat(tools=tools, tool_choice=as_in_chat)
+    by_message, by_chat = served.engine.requests
+    assert by_message.sampling.grammar == by_chat.sampling.grammar
+    assert by_chat.sampling.grammar is not None
+
+
+async def test_thoughts_are_blocks(serve: Serve) -> None:
+    served = serve(
+        "<think>Hm, two.</think>It is 4.",
+        conventions=ChatConventions(reasoning=ReasoningFamily.THINK),
+    )
+    message = (await ask(served)).json()
+    assert message["content"] == [
+        {"type": "thinking", "thinking": "Hm, two.", "signature": ""},
+        {"type": "text", "text": "It is 4."},
+    ]
+    events = await stream_of(served)
+    deltas = [event["delta"] for event in events if event.get("index") == 0 and "delta" in event]
+    assert {delta["type"] for delta in deltas} == {"thinking_delta"}
+    assert "".join(delta["thinking"] for delta in deltas) == "Hm, two."
+
+
+async def test_a_form_is_that_of_chat(serve: Serve) -> None:
+    served = serve('{"a": 1}')
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    assert (await ask(served, output_config=config)).status_code == 200
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    await served.chat(response_format=wanted)
+    by_message, by_chat = served.engine.requests
+    assert by_message.sampling.grammar == by_chat.sampling.grammar
+    assert by_chat.sampling.grammar is not None
 
 
 async def test_at_most_one_call_when_not_parallel(serve: Serve) -> None:

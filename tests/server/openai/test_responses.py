@@ -11,12 +11,14 @@ import httpx
 import pytest
 
 from engine.protocol import EngineUnavailableError
+from server.context import ChatConventions
+from server.openai.reasoning import ReasoningFamily
 from server.tokenizer import Tokenizer
 from tests.server.conftest import MAX_MODEL_LEN, MODEL, Serve, Served, on_socket
 
 TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
-FINAL = {"response.completed", "response.incomplete", "response.failed"}
+THINKS = ChatConventions(reasoning=ReasoningFamily.THINK)
 
 
 async def respond(served: Served, given: Any = "Hi", **fields: Any) -> httpx.Response:
@@ -166,17 +168,68 @@ async def test_calls_are_items_of_their_own(serve: Serve, tokenizer: Tokenizer) 
     assert call["call_id"].startswith("call_")
     assert json.loads(call["arguments"]) == {"city": "Paris"}
     of_call = [event for event in events if event.get("output_index") == 1]
-    assert [event["type"].removeprefix("response.") for event in of_call] == [
+    added, *deltas, arguments, done = of_call
+    assert [event["type"].removeprefix("response.") for event in (added, arguments, done)] == [
         "output_item.added",
-        "function_call_arguments.delta",
         "function_call_arguments.done",
         "output_item.done",
     ]
-    assert of_call[0]["item"]["arguments"] == ""
-    assert of_call[1]["delta"] == of_call[2]["arguments"] == call["arguments"]
+    assert {event["type"] for event in deltas} == {"response.function_call_arguments.delta"}
+    assert added["item"]["arguments"] == ""
+    pieces = "".join(event["delta"] for event in deltas)
+    assert pieces == arguments["arguments"] == done["item"]["arguments"] == call["arguments"]
     function = {"name": "get_weather", "parameters": {"type": "object"}}
     shown = json.dumps([{"type": "function", "function": function}])
     assert shown in prompt_of(served, tokenizer)
+
+
+async def test_thoughts_are_items_of_their_own(serve: Serve, tokenizer: Tokenizer) -> None:
+    served = serve("<think>Hm, two.</think>It is 4.", conventions=THINKS)
+    events = await stream_of(served)
+    reasoning, message = events[-1]["response"]["output"]
+    assert (reasoning["type"], reasoning["summary"]) == ("reasoning", [])
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "Hm, two."}]
+    assert message["content"][0]["text"] == "It is 4."
+    added, part, *deltas, text, part_done, done = [
+        event for event in events if event.get("output_index") == 0
+    ]
+    assert {event["type"] for event in deltas} == {"response.reasoning_text.delta"}
+    assert "".join(event["delta"] for event in deltas) == text["text"] == "Hm, two."
+    assert [event["type"].removeprefix("response.") for event in (added, part)] == [
+        "output_item.added",
+        "content_part.added",
+    ]
+    assert part_done["part"] == reasoning["content"][0]
+    assert done["item"] == reasoning
+    usage = events[-1]["response"]["usage"]
+    assert 0 < usage["output_tokens_details"]["reasoning_tokens"] < usage["output_tokens"]
+    whole = (await respond(served)).json()
+    assert without_ids(whole) == without_ids(events[-1]["response"])
+
+
+async def test_thoughts_that_come_back_are_shown_to_the_template(
+    serve: Serve, tokenizer: Tokenizer
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}:{{ m.content }};{% endfor %}"
+    )
+    served = serve("<think>Hm.</think>4", template=template, conventions=THINKS)
+    first = (await respond(served)).json()
+    await respond(served, "And?", previous_response_id=first["id"])
+    assert prompt_of(served, tokenizer) == "user::Hi;assistant:Hm.:4;user::And?;"
+
+
+async def test_a_form_is_that_of_chat(serve: Serve) -> None:
+    served = serve('{"a": 1}')
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+    response = (await respond(served, text={"format": form})).json()
+    assert response["text"] == {"format": form}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    await served.chat(response_format=wanted)
+    by_response, by_chat = served.engine.requests
+    assert by_response.sampling.grammar == by_chat.sampling.grammar
+    assert by_chat.sampling.grammar is not None
 
 
 async def test_items_become_the_turns_of_a_conversation(serve: Serve, tokenizer: Tokenizer) -> None:
