@@ -28,10 +28,17 @@ TOOL = {
 }
 
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:pydantic", "ignore::DeprecationWarning:litellm"
+)
+
+
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("keyed") / "log"
-    with serving(log, "--api-key", "secret") as process:
+    keys = log.with_name("keys")
+    keys.write_text("secret\nslow requests=1\n")
+    with serving(log, "--api-key-file", str(keys)) as process:
         process.wait_until_ready()
         yield process
 
@@ -107,6 +114,14 @@ def test_errors_are_recognised(
     asked = options(keyed, provider, **{"question": "Hi"} | change)
     with pytest.raises(error):
         litellm.completion(**asked)
+
+
+def test_a_limit_is_a_rate_limit(keyed: ServerProcess) -> None:
+    asked = options(keyed, "openai", "Hi", api_key="slow") | {"max_tokens": 2}
+    litellm.completion(**asked)
+    for provider in ("openai", "hosted_vllm", "anthropic"):
+        with pytest.raises(litellm.RateLimitError):
+            litellm.completion(**options(keyed, provider, "Hi", api_key="slow"))
 
 
 def test_a_bad_value_is_a_bad_request(keyed: ServerProcess, provider: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anthropic
 import pytest
 
@@ -82,6 +84,38 @@ def test_a_streamed_call_is_assembled_by_the_client(client: anthropic.Anthropic)
     ) as stream:
         (call,) = stream.get_final_message().content
     assert call.input == {"city": "Paris"}
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}])
+def test_a_call_can_be_forced(client: anthropic.Anthropic, choice: dict[str, str]) -> None:
+    closed = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    asked = question(
+        "What is 2 + 2?",
+        tools=[TOOL | {"input_schema": closed}],
+        tool_choice=choice | {"disable_parallel_tool_use": True},
+    )
+    message = client.messages.create(**asked)
+    assert message.stop_reason == "tool_use"
+    (block,) = message.content
+    assert (block.type, block.name) == ("tool_use", "get_weather")
+    assert block.input["city"] in ("Paris", "Oslo")
+
+
+def test_an_answer_has_the_form_that_was_asked_for(client: anthropic.Anthropic) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Anna", "Ben"]}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    message = client.messages.create(**question("Who are you?", output_config=config))
+    assert json.loads(message.content[0].text)["name"] in ("Anna", "Ben")
 
 
 def test_stops_and_limits(client: anthropic.Anthropic) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Literal
+
 import openai
+import pydantic
 import pytest
 
 from tests.e2e.server_process import ServerProcess
@@ -78,6 +82,39 @@ def test_a_streamed_call_is_assembled_by_the_client(server: ServerProcess) -> No
         )
         (call,) = stream.get_final_response().output
     assert arguments == call.arguments == '{"city": "Paris"}'
+
+
+class Person(pydantic.BaseModel):
+    name: Literal["Anna", "Ben"]
+    age: Literal[7, 8]
+
+
+def test_an_answer_has_the_form_that_was_asked_for(server: ServerProcess) -> None:
+    question = GREEDY | {"input": "Who are you?", "max_output_tokens": 200}
+    response = server.client().responses.parse(**question, text_format=Person)
+    assert isinstance(response.output_parsed, Person)
+    with server.client().responses.stream(**question, text_format=Person) as stream:
+        assert stream.get_final_response().output_parsed == response.output_parsed
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+def test_a_call_can_be_forced(server: ServerProcess, choice: object) -> None:
+    closed = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    response = server.client().responses.create(
+        **GREEDY,
+        input="What is 2 + 2?",
+        tools=[TOOL | {"parameters": closed}],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+    )
+    (item,) = response.output
+    assert (item.type, item.name) == ("function_call", "get_weather")
+    assert json.loads(item.arguments)["city"] in ("Paris", "Oslo")
 
 
 def test_a_conversation_is_remembered_by_the_server(server: ServerProcess) -> None:
