@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -14,10 +15,12 @@ from engine.messages import (
     ToEngine,
 )
 from engine.protocol import EngineStats
+from engine.step_figures import StepFigures, phase_of, predict_step
+from profiles.step_time import StepTimeModel
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.scheduler import Scheduler
-from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
+from scheduler.step_plan import StepPlan, StepResult
 
 
 class ExecutorError(Exception):
@@ -42,7 +45,8 @@ class Executor(Protocol):
 class EngineLoop:
     """Turns requests into outputs, one step at a time.
 
-    ``send`` takes messages for the server process; it must not block.
+    ``send`` takes messages for the server process; it must not block. ``step_time`` is what steps
+    are compared with once they have been measured.
     """
 
     def __init__(
@@ -51,13 +55,19 @@ class EngineLoop:
         executor: Executor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        step_time: StepTimeModel | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._step_time = step_time
         self._executor = executor
         self._vocab_size = vocab_size
         self._send = send
         self._num_steps = 0
         self._step_seconds = 0.0
+        self._host_s = 0.0
+        """Of the scheduler, since the figures of a step were last made."""
+        self._num_iteration_tokens = 0
+        """Of all steps up to then."""
         self._checked_at_step = 0
 
     @property
@@ -92,18 +102,40 @@ class EngineLoop:
 
     def begin_step(self) -> StepPlan:
         """What to do next; to be followed by ``end_step``."""
-        return self._scheduler.schedule()
+        began_s = time.perf_counter()
+        plan = self._scheduler.schedule(began_s)
+        self._host_s += time.perf_counter() - began_s
+        return plan
 
     def end_step(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in what came of the plan and sends it on."""
+        began_s = time.perf_counter()
         outputs = self._scheduler.update(plan, result)
+        self._host_s += time.perf_counter() - began_s
         self._num_steps += 1
         self._step_seconds += result.duration_s
-        self.report(outputs)
+        stats = self.stats
+        steps = (self._figures(plan, result, stats),) if plan.scheduled else ()
+        self._send(Progress(tuple(outputs), stats, steps))
 
-    def report(self, outputs: Iterable[SequenceOutput] = ()) -> None:
-        """Sends outputs and the newest figures."""
-        self._send(Progress(outputs=tuple(outputs), stats=self.stats))
+    def report(self) -> None:
+        """Sends the newest figures."""
+        self._send(Progress(outputs=(), stats=self.stats))
+
+    def _figures(self, plan: StepPlan, result: StepResult, stats: EngineStats) -> StepFigures:
+        """Of the step that has just ended."""
+        num_iteration_tokens = stats.scheduler.num_prompt_tokens + stats.scheduler.num_output_tokens
+        figures = StepFigures(
+            phase=phase_of(plan),
+            num_sequences=len(plan.scheduled),
+            num_tokens=plan.num_tokens,
+            num_iteration_tokens=num_iteration_tokens - self._num_iteration_tokens,
+            duration_s=result.duration_s,
+            host_s=self._host_s,
+            prediction=None if self._step_time is None else predict_step(plan, self._step_time),
+        )
+        self._num_iteration_tokens, self._host_s = num_iteration_tokens, 0.0
+        return figures
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from engine.loop import EngineLoop, Executor
 from engine.messages import FromEngine
+from profiles.step_time import StepTimeModel
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -51,8 +52,9 @@ class OverlappedLoop(EngineLoop):
         executor: OverlappingExecutor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        step_time: StepTimeModel | None = None,
     ) -> None:
-        super().__init__(scheduler, executor, vocab_size, send)
+        super().__init__(scheduler, executor, vocab_size, send, step_time)
         self._overlapping = executor
         self._in_flight: StepPlan | None = None
 

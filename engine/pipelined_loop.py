@@ -18,6 +18,7 @@ from typing import Protocol
 from engine.loop import EngineLoop, Executor
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
+from profiles.step_time import StepTimeModel
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -50,11 +51,15 @@ class PipelinedLoop:
         executor: PipelinedExecutor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        step_time: StepTimeModel | None = None,
     ) -> None:
         self._executor = executor
         self._send = send
         self._schedulers = schedulers
-        self._lanes = [EngineLoop(s, executor, vocab_size, self._send_for_all) for s in schedulers]
+        self._lanes = [
+            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, step_time)
+            for scheduler in schedulers
+        ]
         self._in_flight: deque[tuple[int, StepPlan]] = deque()
 
     @property
@@ -111,5 +116,5 @@ class PipelinedLoop:
         """Passes on what a lane says, with the figures of all."""
         if isinstance(message, Progress):
             total = EngineStats.total([lane.stats for lane in self._lanes])
-            message = Progress(outputs=message.outputs, stats=total)
+            message = Progress(message.outputs, total, message.steps)
         self._send(message)

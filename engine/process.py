@@ -124,8 +124,8 @@ class _ForwardToServer(logging.Handler):
 
 def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
     """Makes everything ready for requests, so that "ready" means ready."""
-    started = time.perf_counter()
-    loop, detail = (
+    started_s = time.perf_counter()
+    loop, warm_up_s, detail = (
         _start_simulated(launch, send)
         if isinstance(launch, SimulatedLaunch)
         else _start_native(launch, send)
@@ -133,13 +133,14 @@ def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
     # What exists now stays: keep the garbage collector from walking it during steps.
     gc.collect()
     gc.freeze()
-    send(EngineReady(load_seconds=time.perf_counter() - started, detail=detail))
+    load_s = time.perf_counter() - started_s - warm_up_s
+    send(EngineReady(startup_s={"load": load_s, "warm_up": warm_up_s}, detail=detail))
     loop.report()
     return loop
 
 
-def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
-    """Loads the model and tries one step.
+def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, float, str]:
+    """Loads the model and tries one step, which takes so many seconds; says what it is.
 
     Imports torch, which takes seconds and starts threads that must be bound before.
     """
@@ -150,37 +151,43 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
         from engine.native.runner import ModelRunner
 
         runner = ModelRunner(config)
-        runner.warm_up()
-        scheduler, vocab_size = (
-            Scheduler(config.scheduler, config.step_time),
-            runner.spec.vocab_size,
+        warm_up_s = _seconds_of(runner.warm_up)
+        scheduler = Scheduler(config.scheduler, config.step_time)
+        parts = runner.spec.vocab_size, send, config.step_time
+        loop = (
+            OverlappedLoop(scheduler, OverlappingExecutor(runner), *parts)
+            if config.async_scheduling
+            else EngineLoop(scheduler, runner, *parts)
         )
-        if not config.async_scheduling:
-            return EngineLoop(scheduler, runner, vocab_size, send), runner.detail
-        overlapping = OverlappingExecutor(runner)
-        return OverlappedLoop(scheduler, overlapping, vocab_size, send), runner.detail
+        return loop, warm_up_s, runner.detail
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
-    executor.warm_up()
-    vocab_size = executor.spec.vocab_size
+    warm_up_s = _seconds_of(executor.warm_up)
+    parts = executor.spec.vocab_size, send, config.step_time
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
     if config.async_scheduling:
         (scheduler,) = schedulers
-        return OverlappedLoop(scheduler, executor, vocab_size, send), executor.detail
-    return PipelinedLoop(schedulers, executor, vocab_size, send), executor.detail
+        return OverlappedLoop(scheduler, executor, *parts), warm_up_s, executor.detail
+    return PipelinedLoop(schedulers, executor, *parts), warm_up_s, executor.detail
+
+
+def _seconds_of(action: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    action()
+    return time.perf_counter() - began_s
 
 
 def _start_simulated(
     launch: SimulatedLaunch, send: Callable[[FromEngine], None]
-) -> tuple[Loop, str]:
+) -> tuple[Loop, float, str]:
     from engine.simulated.lanes import SimulatedLoop
 
     pools = launch.config.pools
     num_lanes = sum(pool.num_lanes for pool in pools)
     detail = f"simulating {'+'.join(pool.hardware for pool in pools)}"
     batches = f"{num_lanes} batches" if num_lanes > 1 else "one batch"
-    return SimulatedLoop(launch.config, send), f"{detail}, {batches} at a time"
+    return SimulatedLoop(launch.config, send), 0.0, f"{detail}, {batches} at a time"
 
 
 def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> Iterator[ToEngine]:

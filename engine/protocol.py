@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
+from engine.step_totals import StepTotals
 from scheduler.request import Request
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import SequenceOutput
@@ -29,6 +30,8 @@ class EngineHealth:
     detail: str = ""
     """One line for people: what is being loaded, why it died."""
     num_restarts: int = 0
+    startup_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the newest start took, by part; empty before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,15 @@ class EngineStats:
     @classmethod
     def total(cls, parts: Sequence[EngineStats]) -> EngineStats:
         """The figures of lanes that run side by side, added up."""
-        names = [field.name for field in fields(SchedulerStats)]
-        counts = {name: sum(getattr(part.scheduler, name) for part in parts) for name in names}
         return cls(
-            scheduler=SchedulerStats(**counts),
+            scheduler=SchedulerStats.total(part.scheduler for part in parts),
             num_steps=sum(part.num_steps for part in parts),
             step_seconds=sum(part.step_seconds for part in parts),
         )
+
+    def counters(self) -> EngineStats:
+        """What still counts when the engine is gone."""
+        return replace(self, scheduler=self.scheduler.counters())
 
 
 class EngineError(Exception):
@@ -84,7 +89,13 @@ class Engine(Protocol):
         whose last output then says ``abort``."""
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Counters go on where those of an engine that died ended."""
+        ...
+
+    def steps(self) -> StepTotals:
+        """Of all steps, those of engines that died among them."""
+        ...
 
     def health(self) -> EngineHealth: ...
 

@@ -35,6 +35,7 @@ from scheduler.speculation import Speculation
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import (
     ScheduledSequence,
+    SequenceHistory,
     SequenceOutput,
     StartedSequence,
     StepPlan,
@@ -65,6 +66,8 @@ class Scheduler:
         self._next_sequence_id = 0
         self._next_step_id = 0
         self._num_preemptions = 0
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
         self._speculation = Speculation(config, step_time)
 
     # ------------------------------------------------------------------ requests come and go
@@ -127,8 +130,11 @@ class Scheduler:
 
     # ------------------------------------------------------------------ one step
 
-    def schedule(self) -> StepPlan:
-        """Chooses who runs in the next step and gives them their blocks."""
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
+        """Chooses who runs in the next step and gives them their blocks.
+
+        ``now_s`` is the time by the host's clock, which is only passed on: ``SequenceHistory``.
+        """
         num_waiting = len(self._admission.waiting)
         chunks, new_blocks = self._schedule_single_tokens()
         due = list(chunks)
@@ -154,6 +160,7 @@ class Scheduler:
                 left -= chunks[sequence]
                 if left == 0:
                     break
+        self._note_start(started, now_s)
         new_blocks.update((sequence, sequence.block_table) for sequence in started)
         if left > 0:
             for sequence in sorted(chunks, key=by_order):
@@ -213,9 +220,21 @@ class Scheduler:
                         token_ids=token_ids,
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
+                        history=self._count(sequence, len(token_ids)),
                     )
                 )
         return outputs
+
+    def _count(self, sequence: Sequence, num_new: int) -> SequenceHistory | None:
+        """Counts new tokens; returns what their receiver does not know yet of the sequence."""
+        self._num_output_tokens += num_new
+        if sequence.num_preemptions_told == sequence.num_preemptions:
+            return None
+        if sequence.num_preemptions_told < 0 and sequence.index == 0:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+        sequence.num_preemptions_told = sequence.num_preemptions
+        assert sequence.scheduled_at is not None
+        return SequenceHistory(sequence.scheduled_at, sequence.num_preemptions)
 
     # ------------------------------------------------------------------ many steps at once
 
@@ -282,6 +301,11 @@ class Scheduler:
         return max(0, needed - len(sequence.block_table))
 
     # ------------------------------------------------------------------ parts of a step
+
+    def _note_start(self, started: Iterable[Sequence], now_s: float) -> None:
+        for sequence in started:
+            if sequence.scheduled_at is None:
+                sequence.scheduled_at = now_s
 
     def _schedule_single_tokens(self) -> tuple[dict[Sequence, int], dict[Sequence, list[int]]]:
         """One token for every running sequence that wants just one, in order.
@@ -427,6 +451,7 @@ class Scheduler:
             self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
             self._num_preemptions += 1
+            sequence.num_preemptions += 1
         self._admission.give_way(sequence)
         return sequence
 
@@ -465,14 +490,20 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(admission.running),
             num_waiting=len(admission.waiting) + len(admission.following),
+            num_following=len(admission.following),
             num_blocks=self._pool.num_blocks,
             num_free_blocks=self._pool.num_free,
             num_cached_blocks=self._pool.num_cached,
             num_prefix_queries=admission.num_prefix_queries,
             num_prefix_hits=admission.num_prefix_hits,
+            num_evictions=self._pool.num_evictions,
             num_preemptions=self._num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            num_drafts=self._speculation.num_drafts,
             num_draft_tokens=self._speculation.num_draft_tokens,
             num_accepted_tokens=self._speculation.num_accepted_tokens,
+            num_accepted_at=tuple(self._speculation.num_accepted_at),
         )
 
     def check_integrity(self) -> None:

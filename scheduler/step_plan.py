@@ -99,6 +99,16 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceHistory:
+    """What befell a sequence before it gave the tokens that this comes with."""
+
+    scheduled_at: float
+    """When it was first in a step, by the clock of the scheduler's host."""
+    num_preemptions: int
+    """Times that it lost its blocks since."""
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """New tokens of one continuation, on their way to whoever asked."""
 
@@ -107,3 +117,5 @@ class SequenceOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    history: SequenceHistory | None = None
+    """With the first tokens, and with the first after each preemption."""

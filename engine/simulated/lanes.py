@@ -18,6 +18,7 @@ from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
+from engine.step_figures import StepFigures
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
 
@@ -100,15 +101,17 @@ class SimulatedLoop:
     def _forward(self, messages: Iterable[FromEngine]) -> None:
         """Sends what lanes said, their progress as one message with the figures of all."""
         outputs: list[SequenceOutput] = []
+        steps: list[StepFigures] = []
         any_progress = False
         for message in messages:
             if isinstance(message, Progress):
                 any_progress = True
                 outputs += message.outputs
+                steps += message.steps
             else:
                 self._send(message)
         if any_progress:
-            self._send(Progress(outputs=tuple(outputs), stats=self._stats()))
+            self._send(Progress(tuple(outputs), self._stats(), tuple(steps)))
 
     def _stats(self) -> EngineStats:
         return EngineStats.total([lane.stats for lane in self._lanes])
@@ -127,7 +130,9 @@ class Lane:
             max_model_len=config.max_model_len,
         )
         self._said: list[FromEngine] = []
-        self._loop = EngineLoop(self._scheduler, executor, config.vocab_size, self._said.append)
+        self._loop = EngineLoop(
+            self._scheduler, executor, config.vocab_size, self._said.append, pool.step_time
+        )
         self._inbox: list[ToEngine] = []
         self._num_told = 0
         """Sequences in the inbox."""
