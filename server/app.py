@@ -12,6 +12,8 @@ from server.auth import ApiKeyMiddleware
 from server.chat_template import ChatTemplate
 from server.context import DEFAULT_MAX_BODY_BYTES, ServerContext
 from server.metrics import Metrics
+from server.metrics.deployment import Deployment
+from server.metrics.host import HostSampler
 from server.openai import chat, completions, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
@@ -20,6 +22,7 @@ from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
 from server.streaming import ClientDisconnectedError
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing
 from server.version import ridgeline_version
 
 
@@ -31,8 +34,11 @@ def create_app(
     *,
     api_key: str | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    deployment: Deployment | None = None,
+    host: HostSampler | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; starting and stopping the engine is the caller's."""
+    """The application; starting and stopping the engine, ``host`` and ``tracing`` is the caller's."""
     app = FastAPI(
         title="Ridgeline",
         summary="OpenAI-compatible inference server",
@@ -40,7 +46,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics(engine, model.name)
+    metrics = Metrics(engine, model, deployment, host)
     app.state.context = ServerContext(
         engine, tokenizer, chat_template, model, metrics, max_body_bytes
     )
@@ -52,7 +58,9 @@ def create_app(
         app.add_exception_handler(kind, _answer_nobody)
     if api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=api_key)
-    app.add_middleware(RequestLogMiddleware, metrics=metrics)  # the last one added is outermost
+    trace = None if tracing is None else tracing.export
+    # The last one added is outermost.
+    app.add_middleware(RequestLogMiddleware, metrics=metrics.requests, trace=trace)
     return app
 
 

@@ -91,6 +91,7 @@ def serve(
     async_scheduling: flags.AsyncScheduling = None,
     max_queued_requests: flags.MaxQueuedRequests = 256,
     shutdown_grace: flags.ShutdownGrace = 30.0,
+    otlp_endpoint: flags.OtlpEndpoint = None,
     log_format: flags.Format = LogFormat.TEXT,
     log_level: flags.Level = LogLevel.INFO,
 ) -> int:

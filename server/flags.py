@@ -153,6 +153,10 @@ MaxQueuedRequests = Annotated[
 ShutdownGrace = Annotated[
     float, typer.Option(help="Seconds that running requests have to finish.", min=0)
 ]
+OtlpEndpoint = Annotated[
+    str | None,
+    typer.Option(help="OpenTelemetry collector to send traces to, such as http://localhost:4318."),
+]
 Format = Annotated[LogFormat, typer.Option(help="For people or programs.")]
 Level = Annotated[LogLevel, typer.Option(help="The least that is logged.")]
 

@@ -121,10 +121,12 @@ async def _generate_one(
     choices = [ChoiceText(first_index + j, tokenizer, options) for j in range(request.n)]
     num_open = request.n
     is_first = True
+    prompt = record.submitted(request)
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             if is_first:
                 is_first = False
+                prompt.num_cached_tokens = output.num_cached_tokens
                 record.prompt_processed(len(request.prompt_token_ids), output.num_cached_tokens)
             choice = choices[output.index]
             if choice.is_finished:
@@ -132,9 +134,9 @@ async def _generate_one(
             if output.finish_reason is FinishReason.ABORT:
                 raise EngineError("The request was aborted before it was finished.")
             delta = choice.push(output.token_ids, output.finish_reason)
-            record.tokens_arrived(delta.index, len(delta.token_ids))
+            record.tokens_arrived(prompt, output.index, len(delta.token_ids), output.history)
             if delta.finish_reason is not None:
-                record.choice_finished(delta.finish_reason)
+                record.choice_finished(prompt, output.index, delta.finish_reason)
                 num_open -= 1
                 if output.finish_reason is None and num_open:
                     # A stop string, which the engine does not see: its siblings go on alone.

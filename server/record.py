@@ -1,14 +1,21 @@
-"""What one request did, for its log line and for the metrics."""
+"""What one request did, for its log line, the metrics and its trace."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
-from server.metrics import Metrics
+from scheduler.request import Request
+from scheduler.step_plan import SequenceHistory
+from server.metrics.requests import RequestMetrics
+from server.prompt_record import PromptRecord
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; it is only ever logged."""
+_REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+"""What a request is answered that there is no room for, or no engine."""
 
 
 @dataclass(slots=True)
@@ -20,7 +27,11 @@ class RequestRecord:
     """
 
     request_id: str
-    metrics: Metrics
+    metrics: RequestMetrics
+    trace: Callable[[RequestRecord], None] | None = None
+    """Takes the record when it is closed."""
+    trace_context: Mapping[str, str] = field(default_factory=dict)
+    """The client's ``traceparent`` and ``tracestate``."""
     arrival: float = field(default_factory=time.perf_counter)
     endpoint: str = ""
     """Of a request for generation: which kind."""
@@ -28,44 +39,51 @@ class RequestRecord:
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
     first_token_at: float | None = None
+    ended_at: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     failure: str = ""
+    status: int = 0
+    """Of the failure."""
     is_disconnected: bool = False
-    _token_times: dict[int, float] = field(default_factory=dict)
+    prompts: list[PromptRecord] = field(default_factory=list)
+    _is_admitted: bool = False
+    _is_refused: bool = False
 
     def generation_began(self, endpoint: str) -> None:
         self.endpoint = endpoint
 
+    def submitted(self, request: Request) -> PromptRecord:
+        """A prompt is handed to the engine."""
+        prompt = PromptRecord(request, self.metrics, self.arrival)
+        self.prompts.append(prompt)
+        return prompt
+
     def prompt_processed(self, num_tokens: int, num_cached: int) -> None:
+        self._admitted()
         self.num_prompt_tokens += num_tokens
         self.num_cached_tokens += num_cached
-        self.metrics.prompt_tokens.inc(num_tokens)
-        self.metrics.prompt_tokens_cached.inc(num_cached)
+        self.metrics.count_prompt(num_tokens, num_cached)
 
-    def tokens_arrived(self, choice: int, count: int) -> None:
-        """Counts new tokens of a continuation; those that come together have no gap between."""
-        if count == 0:
-            return
-        now = time.perf_counter()
-        if self.first_token_at is None:
-            self.first_token_at = now
-            self.metrics.ttft.observe(now - self.arrival)
-        if choice in self._token_times:
-            self.metrics.inter_token_latency.observe(now - self._token_times[choice])
-        for _ in range(count - 1):
-            self.metrics.inter_token_latency.observe(0.0)
-        self._token_times[choice] = now
+    def tokens_arrived(
+        self, prompt: PromptRecord, j: int, count: int, history: SequenceHistory | None
+    ) -> None:
+        """New tokens of continuation ``j`` of a prompt."""
+        prompt.tokens_arrived(j, count, history)
         self.num_completion_tokens += count
-        self.metrics.generation_tokens.inc(count)
+        if self.first_token_at is None:
+            self.first_token_at = prompt.first_token_at
 
-    def choice_finished(self, reason: str) -> None:
+    def choice_finished(self, prompt: PromptRecord, j: int, reason: str) -> None:
         self.finish_reasons.append(reason)
-        self.metrics.count_success(reason)
+        prompt.finished(j, reason)
 
     def failed(self, status: int, reason: str) -> None:
         """The answer is an error, or ends with one."""
-        self.failure = reason
+        self.failure, self.status = reason, status
         self.metrics.count_failure(status, reason)
+        if self.endpoint and not self._is_admitted and status in _REFUSALS:
+            self._is_refused = True
+            self.metrics.count_rejection(status, reason)
 
     def client_disconnected(self) -> None:
         self.is_disconnected = True
@@ -73,12 +91,11 @@ class RequestRecord:
 
     def close(self) -> None:
         """Nothing more will come; call once."""
-        if not self.endpoint:
-            return
-        self.metrics.count_request(self.endpoint, self.outcome)
-        if self.outcome == "completed" and self._token_times:
-            last_token_at = max(self._token_times.values())
-            self.metrics.e2e_latency.observe(last_token_at - self.arrival)
+        self.ended_at = time.perf_counter()
+        if self.endpoint:
+            self._count()
+        if self.trace is not None:
+            self.trace(self)
 
     @property
     def outcome(self) -> str:
@@ -89,3 +106,41 @@ class RequestRecord:
     @property
     def ttft(self) -> float | None:
         return None if self.first_token_at is None else self.first_token_at - self.arrival
+
+    @property
+    def tpot(self) -> float | None:
+        """Of the slowest continuation."""
+        times = [choice.tpot for prompt in self.prompts for choice in prompt.choices]
+        return max((seconds for seconds in times if seconds is not None), default=None)
+
+    @property
+    def e2e(self) -> float | None:
+        """To the last token."""
+        times = [prompt.last_token_at for prompt in self.prompts]
+        last = max((moment for moment in times if moment is not None), default=None)
+        return None if last is None else last - self.arrival
+
+    def _admitted(self) -> None:
+        if self.endpoint and not self._is_admitted:
+            self._is_admitted = True
+            self.metrics.count_admission()
+
+    def _count(self) -> None:
+        assert self.ended_at is not None
+        metrics = self.metrics
+        metrics.count_request(self.endpoint, self.outcome)
+        if self.prompts and not self._is_refused:
+            self._admitted()
+            for _ in (choice for prompt in self.prompts for choice in prompt.unfinished()):
+                metrics.count_finish("error" if self.failure else "abort")
+        duration_s = self.ended_at - self.arrival if self.e2e is None else self.e2e
+        if self.is_disconnected:
+            metrics.observe_failed_operation(self.endpoint, duration_s, "client_disconnected")
+        elif self.failure:
+            metrics.observe_failed_operation(self.endpoint, duration_s, self.failure)
+            if self.status >= 500 or self.status in _REFUSALS:
+                metrics.judge_failed()
+        else:
+            metrics.observe_operation(self.endpoint, duration_s, self.ttft, self.tpot)
+            if self.ttft is not None and self.e2e is not None:
+                metrics.judge(self.ttft, self.tpot, self.e2e, self.num_completion_tokens)

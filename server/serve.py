@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -29,6 +31,8 @@ from server.chat_template import ChatTemplate
 from server.choices import EngineChoice
 from server.lifecycle import bind, run_server
 from server.logs import configure_logging
+from server.metrics.deployment import Deployment
+from server.metrics.host import HostSampler
 from server.model_source import BUNDLED_MODEL_DIR, check_files, find_facts, find_model
 from server.planning import (
     Decision,
@@ -41,6 +45,7 @@ from server.planning import (
 from server.served_model import ServedModel, sampling_defaults
 from server.settings import ServeOptions, base_url, curl_line
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing, TracingError, open_tracing
 from server.version import ridgeline_version
 
 logger = logging.getLogger(__name__)
@@ -84,21 +89,61 @@ def serve(options: ServeOptions) -> int:
         banner.starting()
         for warning in loaded.decision.warnings:
             logger.warning("%s", warning)
+        prepare_s = time.perf_counter() - began
         engine = EngineClient(loaded.decision.config, options.max_queued_requests)
-        app = create_app(
-            engine, loaded.tokenizer, loaded.chat_template, loaded.model, api_key=options.api_key
-        )
-        running = run_server(
-            app,
-            engine,
-            listener,
-            shutdown_grace_s=options.shutdown_grace,
-            on_ready=lambda: banner.ready(time.perf_counter() - began),
-        )
+        with _observation(options, loaded.model) as (host, tracing):
+            app = create_app(
+                engine,
+                loaded.tokenizer,
+                loaded.chat_template,
+                loaded.model,
+                api_key=options.api_key,
+                deployment=Deployment(
+                    loaded.decision.plan, loaded.decision.settings, loaded.hardware
+                ),
+                host=host,
+                tracing=tracing,
+            )
+            metrics = app.state.context.metrics
+            metrics.startup_took("prepare", prepare_s)
+
+            def on_ready() -> None:
+                total_s = time.perf_counter() - began
+                metrics.startup_took("total", total_s)
+                banner.ready(total_s)
+
+            running = run_server(
+                app,
+                engine,
+                listener,
+                shutdown_grace_s=options.shutdown_grace,
+                on_ready=on_ready,
+            )
+            try:
+                return uvloop.run(running)
+            except EngineError as error:
+                raise StartupError(str(error)) from error
+
+
+@contextmanager
+def _observation(
+    options: ServeOptions, model: ServedModel
+) -> Iterator[tuple[HostSampler, Tracing | None]]:
+    """Looks at the host and sends traces while the server lives."""
+    tracing = None
+    if options.otlp_endpoint is not None:
         try:
-            return uvloop.run(running)
-        except EngineError as error:
+            tracing = open_tracing(options.otlp_endpoint, model.name)
+        except TracingError as error:
             raise StartupError(str(error)) from error
+    host = HostSampler()
+    host.start()
+    try:
+        yield host, tracing
+    finally:
+        host.stop()
+        if tracing is not None:
+            tracing.close()
 
 
 def _load(options: ServeOptions) -> _Loaded:

@@ -61,6 +61,7 @@ class ServeOptions(EngineFlags):
     max_queued_requests: int = 256
     shutdown_grace: float = 30.0
     """Seconds."""
+    otlp_endpoint: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
 

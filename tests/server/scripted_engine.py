@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
+from engine.step_totals import StepTotals
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
@@ -35,6 +36,7 @@ class ScriptedEngine:
     num_running: int = 0
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     current_stats: EngineStats = field(default_factory=EngineStats)
+    current_steps: StepTotals = field(default_factory=StepTotals)
     num_restarts: int = 0
 
     async def start(self) -> None:
@@ -84,7 +86,8 @@ class ScriptedEngine:
                 reason = FinishReason.LENGTH
             if reason is not None:
                 break
-        return SequenceOutput(request.request_id, j, tuple(tokens), reason, self.num_cached_tokens)
+        num_cached = min(self.num_cached_tokens, len(request.prompt_token_ids) - 1)
+        return SequenceOutput(request.request_id, j, tuple(tokens), reason, num_cached)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         if index is None:
@@ -94,6 +97,9 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         return self.current_stats
+
+    def steps(self) -> StepTotals:
+        return self.current_steps
 
     def health(self) -> EngineHealth:
         return EngineHealth(self.state, num_restarts=self.num_restarts)
