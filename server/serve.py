@@ -110,6 +110,7 @@ def serve(options: ServeOptions) -> int:
             def on_ready() -> None:
                 total_s = time.perf_counter() - began
                 metrics.startup_took("total", total_s)
+                host.look()  # the engine's memory is its own now
                 banner.ready(total_s)
 
             running = run_server(

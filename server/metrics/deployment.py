@@ -58,7 +58,7 @@ class DeploymentFigures(Collector):
         labels = asdict(settings) | {
             "engine_kind": settings.engine,
             "hardware": deployment.hardware,
-            "chosen_for": plan.workload,
+            "workload": plan.workload,
             "objective": plan.objective,
             "slo": plan.slo,
         }

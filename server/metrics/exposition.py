@@ -13,6 +13,7 @@ from server.metrics.host import HostFigures, HostSampler
 from server.metrics.requests import RequestMetrics
 from server.served_model import ServedModel
 
+
 class Metrics:
     """``requests`` is moved as requests run; the rest is read when it is asked for."""
 
@@ -39,4 +40,5 @@ class Metrics:
         self._deployment.startup_s[part] = seconds
 
     def exposition(self) -> bytes:
+        """The text; may be called in another thread than the one that counts."""
         return generate_latest(self._registry)

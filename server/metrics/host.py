@@ -66,7 +66,8 @@ class HostSampler:
         self._read = read
         self._every_s = every_s
         self._newest: tuple[float, HostUsage] | None = None
-        self._stopped = threading.Event()
+        self._wake = threading.Event()
+        self._is_stopped = False
         self._thread = threading.Thread(target=self._run, name="host sampler", daemon=True)
 
     def start(self) -> None:
@@ -74,7 +75,12 @@ class HostSampler:
 
     def stop(self) -> None:
         """Does not wait: whoever hangs in a driver cannot be told."""
-        self._stopped.set()
+        self._is_stopped = True
+        self._wake.set()
+
+    def look(self) -> None:
+        """Looks at once, since something has changed; does not wait for it."""
+        self._wake.set()
 
     def newest(self) -> HostUsage | None:
         """What was seen last; None before the first look, and if that was long ago."""
@@ -84,13 +90,13 @@ class HostSampler:
         return usage if time.monotonic() - seen_at < _OLD_AFTER_S else None
 
     def _run(self) -> None:
-        while True:
+        while not self._is_stopped:
             try:
                 self._newest = (time.monotonic(), self._read())
             except Exception:
                 logger.debug("the host cannot be looked at", exc_info=True)
-            if self._stopped.wait(self._every_s):
-                return
+            self._wake.wait(self._every_s)
+            self._wake.clear()
 
 
 class HostFigures(Collector):

@@ -331,7 +331,7 @@ SERVER = (
     _gauge(
         "ridgeline_plan_info",
         "1; what was decided",
-        *("hardware", "chosen_for", "dtype", "quantization", "kv_cache_dtype"),
+        *("hardware", "workload", "dtype", "quantization", "kv_cache_dtype"),
         *("tensor_parallel_size", "pipeline_parallel_size", "replicas", "max_num_seqs"),
         *("max_num_batched_tokens", "max_model_len", "block_size", "num_kv_blocks", "slo"),
         *("engine_kind", "objective"),
