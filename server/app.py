@@ -38,7 +38,7 @@ def create_app(
     host: HostSampler | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; starting and stopping the engine, ``host`` and ``tracing`` is the caller's."""
+    """The application; starting and stopping what it is given is the caller's."""
     app = FastAPI(
         title="Ridgeline",
         summary="OpenAI-compatible inference server",

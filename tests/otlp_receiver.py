@@ -41,7 +41,7 @@ def attributes(holder: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def receiving() -> Iterator[OtlpReceiver]:
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)

@@ -15,13 +15,13 @@ once, whatever `n` is. Counters go on when an engine dies and another is started
 
 Series called `vllm:` have vLLM's names, types, labels (`model_name`, `engine="0"`) and boundaries,
 so that dashboards, autoscalers and inference gateways made for vLLM read this server as it is.
-Series called `ridgeline_` have the label `model_name`. `gen_ai_` ones are OpenTelemetry's of a GenAI
-server. What is named twice is the same; the second name's histograms may be finer.
+Series called `ridgeline_` have the label `model_name`. `gen_ai_` ones are OpenTelemetry's of a
+GenAI server. What is named twice is the same; the second name's histograms may be finer.
 
 A continuation that ends is counted in `vllm:request_success_total` once, also when its client went
 away (`finished_reason="abort"`) or the server failed it (`error`); requests that were refused are
-not. What vLLM's histograms say of a request is said of each prompt (TTFT, E2E, queue, prefill) or of
-each continuation (tokens, TPOT, decode, inference), for those that ended by themselves.
+not. What vLLM's histograms say of a request is said of each prompt (TTFT, E2E, queue, prefill) or
+of each continuation (tokens, TPOT, decode, inference), for those that ended by themselves.
 
 This page is written by `python -m server.metrics.document`.
 """

@@ -65,9 +65,7 @@ def test_every_promised_series_is_there_after_one_request(observed: ServerProces
     missing = {
         name
         for name, series in SERIES.items()
-        if name not in families
-        or families[name].type != series.kind
-        or not families[name].samples
+        if name not in families or families[name].type != series.kind or not families[name].samples
     }
     # Without a failure, a GPU or luck there is nothing to tell of these.
     assert missing <= {
@@ -181,9 +179,7 @@ def test_a_requests_stages_are_traced(observed: ServerProcess, collector: OtlpRe
 
     observed.wait_for(lambda: bool(named()))
     (root,) = (
-        span
-        for span in collector.spans
-        if attributes(span).get("gen_ai.response.id") == request_id
+        span for span in collector.spans if attributes(span).get("gen_ai.response.id") == request_id
     )
     assert root.name == "text_completion ridgeline-chat"
     assert root.trace_id.hex() == TRACE_ID
