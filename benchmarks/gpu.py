@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu --output gpu.json
 
-A Llama 3.1 8B with random weights, made on the device: no checkpoint is needed. Takes less than
-eight minutes. ``--model tiny --device cpu`` tries the script itself on any machine.
+A Llama 3.1 8B with random weights, made on the device: no checkpoint is needed. It is measured with
+weights in bfloat16, FP8 and 4 bits. Takes less than eight minutes. ``--model tiny --device cpu``
+tries the script itself on any machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.gpu_engine import (
     StepFigures,
     cache_limits,
     measure_ceilings,
+    weight_bytes,
 )
 from benchmarks.gpu_peers import (
     TransformersModel,
@@ -33,6 +35,7 @@ from benchmarks.gpu_peers import (
     release_memory,
 )
 from engine.native.attention.workload import Workload
+from engine.native.kernels.build import compiler_available
 from profiles.model_library import find_known_model
 from profiles.model_spec import ModelSpec
 
@@ -51,6 +54,7 @@ _TINY = {
 _MEMORY_SHARE = 0.92
 """Of the device, what weights and cache may take together."""
 _ACTIVATIONS_BYTES = 4 * 2**30
+_SCHEMES = ("none", "fp8", "int4_g128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +112,23 @@ def main(
     ceilings = measure_ceilings(place, dtype)
     print(
         f"memory {ceilings.bytes_per_s / 1e12:.2f} TB/s, "
-        f"products {ceilings.flops / 1e12:.0f} TFLOP/s\n",
+        f"products {ceilings.flops / 1e12:.0f} TFLOP/s, "
+        + (f"in FP8 {ceilings.fp8_flops / 1e12:.0f}\n" if ceilings.fp8_flops else "none in FP8\n"),
         flush=True,
     )
     release_memory()
     attention = measure_attention(size, dtype, place)
     release_memory()
-    decode, prefill, detail = measure_engine(config, size, device, dtype_name, ceilings)
-    print("fp8 and int4 weights: the engine has no CUDA kernels for them yet\n", flush=True)
+    engines: dict[str, EngineFigures] = {}
+    for scheme in _SCHEMES:
+        if place.type == "cpu" and scheme != "none" and not compiler_available():
+            print(f"{scheme} weights: need compiled kernels, and there is no C++ compiler\n")
+            continue
+        engines[scheme] = measure_engine(config, size, device, dtype_name, scheme, ceilings)
+        release_memory()
     peers: dict[str, float] = {}
     if has_transformers() and not skip_transformers:
-        release_memory()
-        peers = measure_transformers(config, size, place, dtype, decode)
+        peers = measure_transformers(config, size, place, dtype, engines["none"].decode)
     else:
         print("transformers: not installed or not asked for")
     if output is not None:
@@ -129,11 +138,9 @@ def main(
             "torch": torch.__version__,
             "model": model,
             "dtype": dtype_name,
-            "engine": detail,
             "ceilings": asdict(ceilings),
             "attention_s": attention,
-            "decode": [_as_json(step) for step in decode],
-            "prefill": _as_json(prefill),
+            "engine": {scheme: figures.as_json() for scheme, figures in engines.items()},
             "transformers_s": peers,
         }
         output.write_text(json.dumps(figures, indent=1) + "\n")
@@ -158,14 +165,35 @@ def measure_attention(
     return seconds
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFigures:
+    """With weights in one scheme."""
+
+    detail: str
+    decode: list[StepFigures]
+    prefill: StepFigures
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "detail": self.detail,
+            "decode": [_as_json(step) for step in self.decode],
+            "prefill": _as_json(self.prefill),
+        }
+
+
 def measure_engine(
-    config: Mapping[str, Any], size: Size, device: str, dtype: str, ceilings: Ceilings
-) -> tuple[list[StepFigures], StepFigures, str]:
+    config: Mapping[str, Any],
+    size: Size,
+    device: str,
+    dtype: str,
+    scheme: str,
+    ceilings: Ceilings,
+) -> EngineFigures:
     """Decode at every batch size that fits, and prefill."""
     spec = ModelSpec.from_config(config)
-    num_bytes = 4 if dtype == "float32" else 2
-    room = _memory_bytes(device) * _MEMORY_SHARE - spec.weight_bytes(num_bytes)
-    room = int(room) - (_ACTIVATIONS_BYTES if device != "cpu" else 0)
+    weights = sum(weight_bytes(spec, scheme, dtype, device).values())
+    room = int(_memory_bytes(device) * _MEMORY_SHARE - weights)
+    room -= _ACTIVATIONS_BYTES if device != "cpu" else 0
     try:
         limits, batches = cache_limits(
             spec,
@@ -179,8 +207,8 @@ def measure_engine(
         raise typer.BadParameter(str(error)) from None
     for missing in sorted(set(size.batch_sizes) - set(batches)):
         print(f"batch {missing}: its KV cache does not fit", flush=True)
-    engine = BenchEngine(config, device, dtype, limits)
-    print(f"{engine.detail}\n")
+    engine = BenchEngine(config, device, dtype, limits, scheme)
+    print(f"{'unquantized' if scheme == 'none' else scheme} weights, {engine.detail}\n")
     _print_head("step", "ms", "tokens/s", "forward, ms", "roofline, ms", "of roofline", "host")
     steps = []
     for batch in batches:
@@ -189,7 +217,7 @@ def measure_engine(
     prefill = engine.prefill(size.prefill_tokens, 5, ceilings)
     _print_step(f"prefill {size.prefill_tokens}", prefill)
     print(flush=True)
-    return steps, prefill, engine.detail
+    return EngineFigures(engine.detail, steps, prefill)
 
 
 def measure_transformers(

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine
+from engine.native.linear.select import FP32_ACTIVATIONS
+from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.runner import ModelRunner
+from engine.overlapped_loop import OverlappedLoop
+from planner.sizing import weight_format
 from profiles.model_spec import ModelSpec, TensorRole
+from profiles.numerics import SCHEMES
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
-from scheduler.step_plan import StepPlan, StepResult
+from scheduler.step_plan import StepPlan
 
 _BLOCK_SIZE = 16
 _WARM_STEPS = 3
@@ -38,6 +42,12 @@ class Ceilings:
     bytes_per_s: float
     flops: float
     """Of dense products in the type of activations."""
+    fp8_flops: float | None
+    """Of those in FP8; None where the device has none."""
+
+    def flops_of(self, scheme: str) -> float:
+        """At which weights of a scheme can be multiplied: in groups they are decoded to 16 bits."""
+        return self.fp8_flops or self.flops if scheme == "fp8" else self.flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,32 +107,59 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     # Random, since a device that multiplies zeros draws less power and so runs faster.
     left, right = (torch.randn((size, size), device=device).to(dtype) for _ in range(2))
     product_s = min(time_repeats(lambda: left @ right, 10, device) for _ in range(3))
-    return Ceilings(bytes_per_s, 2 * size**3 / product_s)
+    fp8_flops = None
+    if on_cuda and torch.cuda.get_device_capability(device) >= (8, 9):
+        fp8_flops = 2 * size**3 / _fp8_product_seconds(left, right, device)
+    return Ceilings(bytes_per_s, 2 * size**3 / product_s, fp8_flops)
+
+
+def _fp8_product_seconds(left: Tensor, right: Tensor, device: torch.device) -> float:
+    one = torch.ones((), dtype=torch.float32, device=device)
+    a, b = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn)
+
+    def product() -> Tensor:
+        return torch._scaled_mm(a, b.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+    return min(time_repeats(product, 10, device) for _ in range(3))
 
 
 class _Runner(ModelRunner):
-    """The engine's runner, whose last forward pass can be repeated."""
+    """The engine's runner, one forward pass of which can be repeated."""
 
-    last_plan = StepPlan(-1)
-
-    def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
-        self.last_plan = plan
-        return super().execute(plan, lane)
-
-    def last_forward(self) -> Callable[[], Tensor]:
-        """Writes the same keys and values to the same places as the last step did."""
-        scheduled = [replace(s, new_block_ids=(), samples=False) for s in self.last_plan.scheduled]
-        inputs = self._batches[0].build(scheduled)
+    def forward_of(self, plan: StepPlan) -> Callable[[], Tensor]:
+        """Writes the same keys and values to the same places as that step, the latest, does."""
+        scheduled = [replace(s, new_block_ids=(), samples=False) for s in plan.scheduled]
+        inputs = self.lanes[0].batch.build(scheduled)
         rows = inputs.attention.query_start_loc[1:].long() - 1
         return lambda: self._forward.logits(inputs, rows)
 
 
+class _Executor(OverlappingExecutor):
+    """Remembers the latest step."""
+
+    last_plan = StepPlan(-1)
+
+    def submit(self, plan: StepPlan) -> None:
+        self.last_plan = plan
+        super().submit(plan)
+
+
 class BenchEngine:
-    """Scheduler, loop and runner in this process, for a model with random weights."""
+    """Scheduler, loop and runner in this process, for a model with random weights in a scheme.
+
+    On a CPU, to try it out, products are by torch or by the compiled kernels in float32.
+    """
 
     def __init__(
-        self, config: Mapping[str, Any], device: str, dtype: str, limits: SchedulerConfig
+        self,
+        config: Mapping[str, Any],
+        device: str,
+        dtype: str,
+        limits: SchedulerConfig,
+        scheme: str = "none",
     ) -> None:
+        on_cpu = device == "cpu"
+        on_cpu_kernel = "torch" if scheme == "none" else FP32_ACTIVATIONS
         with TemporaryDirectory() as directory:
             (Path(directory) / "config.json").write_text(json.dumps(dict(config)))
             self._runner = _Runner(
@@ -131,8 +168,9 @@ class BenchEngine:
                     scheduler=limits,
                     dtype=dtype,
                     device=device,
-                    attention_backend="auto" if device != "cpu" else "torch",
-                    linear_kernel="torch",
+                    quantization=scheme,
+                    attention_backend="torch" if on_cpu else "auto",
+                    linear_kernel=on_cpu_kernel if on_cpu else "auto",
                     load_format="random",
                 )
             )
@@ -140,9 +178,12 @@ class BenchEngine:
         self._limits = limits
         self._device = torch.device(device)
         self._dtype_bytes = 4 if dtype == "float32" else 2
+        self._scheme = scheme
+        self._weight_bytes = weight_bytes(self.spec, scheme, dtype, device)
         self._scheduler = Scheduler(limits)
-        self._loop = EngineLoop(
-            self._scheduler, self._runner, self.spec.vocab_size, self._count_message
+        self._executor = _Executor(self._runner)
+        self._loop = OverlappedLoop(
+            self._scheduler, self._executor, self.spec.vocab_size, self._count_message
         )
         self._num_messages = 0
         self._num_requests = 0
@@ -194,7 +235,8 @@ class BenchEngine:
             self._loop.step()
             seconds.append(time.perf_counter() - start)
         with torch.inference_mode():
-            forward_s = time_repeats(self._runner.last_forward(), num_steps, self._device)
+            forward = self._runner.forward_of(self._executor.last_plan)
+            forward_s = time_repeats(forward, num_steps, self._device)
         contexts = self._scheduler.running_contexts()
         if len(contexts) != num_seqs:
             raise RuntimeError(f"{len(contexts)} of {num_seqs} sequences were left")
@@ -211,10 +253,11 @@ class BenchEngine:
             start = time.perf_counter()
             self._loop.step()
             seconds.append(time.perf_counter() - start)
-        if self._runner.last_plan.num_tokens != num_tokens:
+        if self._executor.last_plan.num_tokens != num_tokens:
             raise RuntimeError(f"{num_tokens} tokens do not fit into one step")
         with torch.inference_mode():
-            forward_s = time_repeats(self._runner.last_forward(), repeats, self._device)
+            forward = self._runner.forward_of(self._executor.last_plan)
+            forward_s = time_repeats(forward, repeats, self._device)
         roofline_s = self._roofline([(num_tokens, num_tokens)], ceilings)
         self._finish()
         return StepFigures(1, num_tokens, num_tokens, median(seconds[1:]), forward_s, roofline_s)
@@ -226,16 +269,23 @@ class BenchEngine:
         """
         spec = self.spec
         tokens = sum(new for new, _ in sequences)
-        weights = spec.num_parameters
+        read = dict(self._weight_bytes)
         if not spec.tie_word_embeddings:
-            weights -= spec.parameters_by_role[TensorRole.EMBEDDING]  # only rows are looked up
+            del read[TensorRole.EMBEDDING]  # only rows are looked up
         kv_bytes = sum(spec.kv_bytes_per_sequence(n, self._dtype_bytes) for _, n in sequences)
         flops = tokens * spec.flops_per_token + len(sequences) * spec.flops_per_sampled_token
         flops += sum(spec.attention_flops(new, context - new) for new, context in sequences)
         return max(
-            (weights * self._dtype_bytes + kv_bytes) / ceilings.bytes_per_s,
-            flops / ceilings.flops,
+            (sum(read.values()) + kv_bytes) / ceilings.bytes_per_s,
+            flops / ceilings.flops_of(self._scheme),
         )
+
+
+def weight_bytes(spec: ModelSpec, scheme: str, dtype: str, device: str) -> dict[TensorRole, float]:
+    """What the weights of a scheme take, scales included, by what they are for."""
+    vendor = "cpu" if device == "cpu" else "nvidia"
+    held = weight_format(spec, SCHEMES[scheme], "native", dtype, vendor)
+    return {role: n * held.bytes_of(role) for role, n in spec.parameters_by_role.items()}
 
 
 def longest_sequence(num_seqs: int, context_len: int, num_batched_tokens: int) -> int:

@@ -19,6 +19,7 @@ import zmq
 import zmq.asyncio
 
 from engine.config import EngineConfig, SimulatedConfig
+from engine.deliveries import all_waiting, merged
 from engine.environment import engine_environment
 from engine.messages import (
     AbortRequest,
@@ -44,6 +45,7 @@ from engine.protocol import (
     EngineUnavailableError,
     InvalidRequestError,
 )
+from engine.queue_limits import Queue, QueueLimits
 from engine.step_totals import StepTotals
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
@@ -65,15 +67,14 @@ _Delivery = SequenceOutput | EngineError
 class EngineClient:
     """An engine in a process of its own, native or simulated, as an ``engine.protocol.Engine``.
 
-    At most ``max_queued_requests`` requests wait beside those that fit into a step; one more is
-    refused with ``EngineUnavailableError``.
+    What waits beyond ``limits`` is refused with ``EngineOverloadedError``.
     """
 
     def __init__(
-        self, config: EngineConfig | SimulatedConfig, max_queued_requests: int = 256
+        self, config: EngineConfig | SimulatedConfig, limits: QueueLimits | None = None
     ) -> None:
         self.config = config
-        self._max_requests = config.max_num_seqs + max_queued_requests
+        self._queue = Queue(config, limits or QueueLimits())
         self._streams: dict[str, asyncio.Queue[_Delivery]] = {}
         self._aborted: dict[str, set[int]] = {}
         """Continuations that were aborted one by one, of each request in ``_streams``."""
@@ -112,27 +113,40 @@ class EngineClient:
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         if self._health.state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._health.state}")
-        if len(self._streams) >= self._max_requests:
-            raise EngineUnavailableError(f"{len(self._streams)} requests are in flight already")
+        self._queue.check(request)
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
         aborted = self._aborted.setdefault(request.request_id, set())
         self._idle.clear()
         unfinished = set(range(request.n))
+        self._queue.entered(request)
+        num_output_tokens = 0
         try:
             self._send(AddRequest(request))
             while unfinished:
-                delivery = await deliveries.get()
-                if isinstance(delivery, EngineError):
-                    unfinished.clear()
-                    raise delivery
-                ended = delivery.index in aborted and delivery.finish_reason != FinishReason.ABORT
-                if ended or delivery.index not in unfinished:
-                    continue  # on its way when the continuation was aborted
-                if delivery.finish_reason is not None:
-                    unfinished.remove(delivery.index)
-                yield delivery
+                waiting = await all_waiting(deliveries)
+                # What was on its way when a continuation was aborted is of no interest.
+                outputs = [
+                    o
+                    for o in waiting
+                    if isinstance(o, SequenceOutput)
+                    and (o.index not in aborted or o.finish_reason is FinishReason.ABORT)
+                ]
+                if outputs:
+                    self._queue.began(request)
+                for output in merged(outputs):
+                    num_output_tokens += len(output.token_ids)
+                    if output.index not in unfinished:
+                        continue
+                    if output.finish_reason is not None:
+                        unfinished.remove(output.index)
+                    yield output
+                for error in waiting:
+                    if isinstance(error, EngineError):
+                        unfinished.clear()
+                        raise error
         finally:
+            self._queue.left(request, num_output_tokens)
             self._forget(request.request_id)
             if unfinished:
                 self._send(AbortRequest(request.request_id))

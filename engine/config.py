@@ -24,8 +24,9 @@ class EngineConfig:
     dtype: str = "float32"
     """Type of activations; also of weights and KV cache where nothing else is said."""
     quantization: str = "none"
-    """Scheme that weights are held in: ``none`` (as stored), ``int8``, ``int8_g128``, ``int4`` or
-    ``int4_g128`` (``profiles/numerics.yaml``); that of a checkpoint that is quantized already."""
+    """Scheme that weights are held in: ``none`` (as stored), ``fp8``, ``int8``, ``int8_g128``,
+    ``int4`` or ``int4_g128`` (``profiles/numerics.yaml``); that of a checkpoint that is quantized
+    already."""
     kv_cache_dtype: str = "auto"
     """``auto`` (that of ``dtype``), ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
     tensor_parallel_size: int = 1
@@ -48,7 +49,9 @@ class EngineConfig:
     """``auto``, ``native`` (compiled CPU kernel), ``torch`` (plain torch, the reference),
     ``triton`` (GPU kernels), or ``sdpa``, ``flash-attn`` or ``flashinfer`` for what they can do."""
     linear_kernel: str = "auto"
-    """Implementation of the matrix products; ``auto`` measures which is fastest here."""
+    """Implementation of the matrix products (``engine.native.linear.select.KERNELS``); ``auto``
+    measures which is fastest on this CPU, and on a GPU rounds activations where weights can meet
+    such."""
     async_scheduling: bool = False
     """Plan each step while the one before it runs, where that is known to hold no drafts. Not for
     pipelines, whose lanes are planned while others run."""

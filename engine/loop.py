@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.grammar import GrammarCompiler
 from engine.messages import (
     AbortRequest,
     AddRequest,
@@ -21,6 +25,9 @@ from scheduler.request import Request
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
+
+_COMPILING_S = 0.002
+"""How often an engine without work looks whether a grammar is ready."""
 
 
 class ExecutorError(Exception):
@@ -42,11 +49,22 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiling:
+    """A request that waits for its grammar."""
+
+    request: Request
+    grammar: Future[None]
+    aborted: list[int] = field(default_factory=list)
+    """Continuations that nobody wants any more."""
+
+
 class EngineLoop:
     """Turns requests into outputs, one step at a time.
 
-    ``send`` takes messages for the server process; it must not block. ``step_time`` is what steps
-    are compared with once they have been measured.
+    ``send`` takes messages for the server process; it must not block. Requests with a grammar wait
+    until ``grammars`` has compiled it, which goes on beside the steps; without they are refused.
+    ``step_time`` is what steps are compared with once they have been measured.
     """
 
     def __init__(
@@ -55,6 +73,7 @@ class EngineLoop:
         executor: Executor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        grammars: GrammarCompiler | None = None,
         step_time: StepTimeModel | None = None,
     ) -> None:
         self._scheduler = scheduler
@@ -62,6 +81,8 @@ class EngineLoop:
         self._executor = executor
         self._vocab_size = vocab_size
         self._send = send
+        self._grammars = grammars
+        self._compiling: dict[str, _Compiling] = {}
         self._num_steps = 0
         self._step_seconds = 0.0
         self._host_s = 0.0
@@ -85,18 +106,32 @@ class EngineLoop:
     @property
     def wait_s(self) -> float | None:
         """Seconds until ``step`` has something to do; None while there is no work at all."""
-        return 0.0 if self.has_work else None
+        if self.has_work:
+            return 0.0
+        return _COMPILING_S if self._compiling else None
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request of that name is unfinished here."""
+        return request_id in self._compiling or self._scheduler.knows(request_id)
 
     def handle(self, messages: Iterable[ToEngine]) -> None:
-        """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice."""
+        """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice.
+
+        To be called before each step, without messages too: grammars may be ready.
+        """
         for message in messages:
             if isinstance(message, AddRequest):
                 self._add(message.request)
             elif isinstance(message, AbortRequest):
-                self._scheduler.abort(message.request_id, message.index)
+                self._abort(message.request_id, message.index)
+        for waiting in [w for w in self._compiling.values() if w.grammar.done()]:
+            del self._compiling[waiting.request.request_id]
+            self._add_compiled(waiting)
 
     def step(self) -> None:
-        """One pass of schedule, execute, update."""
+        """One pass of schedule, execute, update; nothing where there is no work."""
+        if not self.has_work:
+            return
         plan = self.begin_step()
         self.end_step(plan, self._executor.execute(plan))
 
@@ -155,13 +190,49 @@ class EngineLoop:
             self._scheduler.check_integrity()
 
     def _add(self, request: Request) -> None:
-        try:
+        grammar = request.sampling.grammar
+        with self._refusing(request):
+            if self.knows(request.request_id):
+                raise InvalidParameterError("request_id", f"{request.request_id!r} is in use")
             self._check_token_ids("prompt", request.prompt_token_ids)
             self._check_token_ids("logit_bias", (i for i, _ in request.sampling.logit_bias))
             self._check_token_ids("stop_token_ids", request.sampling.stop_token_ids)
+            self._check_token_ids("allowed_token_ids", request.sampling.allowed_token_ids)
+            if grammar is None:
+                self._scheduler.add(request)
+                return
+            if self._grammars is None:
+                raise InvalidParameterError("grammar", "is nothing that this engine can follow")
+            waiting = _Compiling(request, self._grammars.prepare(grammar))
+            if waiting.grammar.done():
+                self._add_compiled(waiting)
+            else:
+                self._compiling[request.request_id] = waiting
+
+    def _add_compiled(self, waiting: _Compiling) -> None:
+        request = waiting.request
+        with self._refusing(request):
+            waiting.grammar.result()
             self._scheduler.add(request)
+            for index in waiting.aborted:
+                self._scheduler.abort(request.request_id, index)
+
+    @contextmanager
+    def _refusing(self, request: Request) -> Iterator[None]:
+        """Tells whoever asked what turns out to be wrong with a request."""
+        try:
+            yield
         except InvalidParameterError as error:
             self._send(RequestRefused(request_id=request.request_id, message=str(error)))
+
+    def _abort(self, request_id: str, index: int | None) -> None:
+        waiting = self._compiling.get(request_id)
+        if waiting is None:
+            self._scheduler.abort(request_id, index)
+        elif index is not None:
+            waiting.aborted.append(index)
+        else:
+            del self._compiling[request_id]
 
     def _check_token_ids(self, parameter: str, token_ids: Iterable[int]) -> None:
         """An id outside the vocabulary would index outside the embedding table."""

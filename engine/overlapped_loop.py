@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import FromEngine
 from profiles.step_time import StepTimeModel
@@ -52,9 +53,10 @@ class OverlappedLoop(EngineLoop):
         executor: OverlappingExecutor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        grammars: GrammarCompiler | None = None,
         step_time: StepTimeModel | None = None,
     ) -> None:
-        super().__init__(scheduler, executor, vocab_size, send, step_time)
+        super().__init__(scheduler, executor, vocab_size, send, grammars, step_time)
         self._overlapping = executor
         self._in_flight: StepPlan | None = None
 
@@ -64,6 +66,8 @@ class OverlappedLoop(EngineLoop):
 
     def step(self) -> None:
         """Ends the step in flight, the next one being planned before if it can be."""
+        if not self.has_work:
+            return
         plan = self._in_flight
         if plan is None:
             plan = self.begin_step()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
@@ -51,13 +52,14 @@ class PipelinedLoop:
         executor: PipelinedExecutor,
         vocab_size: int,
         send: Callable[[FromEngine], None],
+        grammars: GrammarCompiler | None = None,
         step_time: StepTimeModel | None = None,
     ) -> None:
         self._executor = executor
         self._send = send
         self._schedulers = schedulers
         self._lanes = [
-            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, step_time)
+            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, grammars, step_time)
             for scheduler in schedulers
         ]
         self._in_flight: deque[tuple[int, StepPlan]] = deque()
@@ -69,7 +71,9 @@ class PipelinedLoop:
     @property
     def wait_s(self) -> float | None:
         """Seconds until ``step`` has something to do; None while there is no work at all."""
-        return 0.0 if self.has_work else None
+        if self.has_work:
+            return 0.0
+        return min((lane.wait_s for lane in self._lanes if lane.wait_s is not None), default=None)
 
     def handle(self, messages: Iterable[ToEngine]) -> None:
         """Takes requests in and aborts them; ``Shutdown`` is the caller's to notice."""
@@ -79,6 +83,8 @@ class PipelinedLoop:
             else:
                 for lane in self._lanes:  # whoever does not know the request ignores it
                     lane.handle([message])
+        for lane in self._lanes:
+            lane.handle(())
 
     def step(self) -> None:
         """Begins a step of each lane that can, then ends the one that was begun first."""
@@ -88,6 +94,8 @@ class PipelinedLoop:
                 plan = lane.begin_step()
                 self._executor.submit(plan, index)
                 self._in_flight.append((index, plan))
+        if not self._in_flight:
+            return
         index, plan = self._in_flight.popleft()
         self._lanes[index].end_step(plan, self._executor.collect())
 
@@ -108,7 +116,7 @@ class PipelinedLoop:
         def key(index: int) -> tuple[bool, int]:
             scheduler = self._schedulers[index]
             stats = scheduler.stats()
-            return (not scheduler.knows(request_id), stats.num_running + stats.num_waiting)
+            return (not self._lanes[index].knows(request_id), stats.num_running + stats.num_waiting)
 
         return self._lanes[min(range(len(self._lanes)), key=key)]
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import zmq
 
+from engine.config import EngineConfig
 from engine.environment import bind_compute_threads
 from engine.loop import EngineLoop, ExecutorError
 from engine.messages import (
@@ -146,30 +147,37 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     """
     config = launch.config
     bind_compute_threads(config_of_rank(config, 0).cpus)
-    if config.num_ranks == 1:
-        from engine.native.overlapping_executor import OverlappingExecutor
-        from engine.native.runner import ModelRunner
+    if config.num_ranks > 1:
+        return _start_ranks(config, send)
+    from engine.native.overlapping_executor import OverlappingExecutor
+    from engine.native.runner import ModelRunner
 
-        runner = ModelRunner(config)
-        warm_up_s = _seconds_of(runner.warm_up)
-        scheduler = Scheduler(config.scheduler, config.step_time)
-        parts = runner.spec.vocab_size, send, config.step_time
-        loop = (
-            OverlappedLoop(scheduler, OverlappingExecutor(runner), *parts)
-            if config.async_scheduling
-            else EngineLoop(scheduler, runner, *parts)
-        )
-        return loop, warm_up_s, runner.detail
+    runner = ModelRunner(config)
+    warm_up_s = _seconds_of(runner.warm_up)
+    scheduler = Scheduler(config.scheduler, config.step_time)
+    rest = (runner.spec.vocab_size, send, runner.grammars, config.step_time)
+    loop = (
+        OverlappedLoop(scheduler, OverlappingExecutor(runner), *rest)
+        if config.async_scheduling
+        else EngineLoop(scheduler, runner, *rest)
+    )
+    return loop, warm_up_s, runner.detail
+
+
+def _start_ranks(
+    config: EngineConfig, send: Callable[[FromEngine], None]
+) -> tuple[Loop, float, str]:
+    """The same where other processes hold parts of the model."""
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
     warm_up_s = _seconds_of(executor.warm_up)
-    parts = executor.spec.vocab_size, send, config.step_time
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
+    rest = (executor.spec.vocab_size, send, executor.grammars, config.step_time)
     if config.async_scheduling:
         (scheduler,) = schedulers
-        return OverlappedLoop(scheduler, executor, *parts), warm_up_s, executor.detail
-    return PipelinedLoop(schedulers, executor, *parts), warm_up_s, executor.detail
+        return OverlappedLoop(scheduler, executor, *rest), warm_up_s, executor.detail
+    return PipelinedLoop(schedulers, executor, *rest), warm_up_s, executor.detail
 
 
 def _seconds_of(action: Callable[[], object]) -> float:

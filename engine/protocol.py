@@ -62,7 +62,15 @@ class EngineError(Exception):
 
 
 class EngineUnavailableError(EngineError):
-    """The engine is starting, restarting, draining, failed or full: try again later."""
+    """The engine is starting, restarting, draining or failed: try again later."""
+
+
+class EngineOverloadedError(EngineError):
+    """Too much waits for the engine already; ``retry_after_s`` is when it is predicted not to."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequestError(EngineError):
@@ -76,7 +84,8 @@ class Engine(Protocol):
     cannot be started. ``generate`` yields each continuation's new tokens as they come and ends
     after every continuation has finished; closing it early (or cancelling the task that reads
     it) aborts the request, whose blocks are free within a step. It raises
-    ``EngineUnavailableError`` before the first token when the engine takes no requests, and
+    ``EngineUnavailableError`` before the first token when the engine takes no requests,
+    ``EngineOverloadedError`` when it takes no more of them, and
     ``EngineError`` at any time when the engine dies under the request.
     """
 

@@ -27,6 +27,7 @@ from profiles.numerics import (
     check_scheme,
     formats_of,
     why_not_checkpoint,
+    why_not_emulated,
 )
 from profiles.quality import Quality, QualityTable
 
@@ -273,7 +274,7 @@ def _dtype(question: Question, profile: AcceleratorProfile, engine: str) -> str:
             raise PinError(f"dtype must be one of {', '.join(DTYPE_BYTES)}, not {pinned!r}")
         verdict = check_dtype(pinned, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
-            raise PinError(f"dtype {pinned}: {verdict.reason}{_instead(verdict.nearest)}")
+            raise PinError(f"dtype {pinned}: {verdict.reason}{verdict.instead}")
         return pinned
     if profile.vendor in formats_of(engine).as_stored_on:
         return "float32"
@@ -301,14 +302,17 @@ def _schemes(
         verdict = check_scheme(name, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
             if pinned is not None:
-                raise PinError(f"quantization {name}: {verdict.reason}{_instead(verdict.nearest)}")
+                raise PinError(f"quantization {name}: {verdict.reason}{verdict.instead}")
             if stored is not None:
                 raise UnsupportedError(
                     f"the checkpoint is quantized as {name}: {verdict.reason}",
-                    f"a checkpoint of another kind{_instead(verdict.nearest)}",
+                    f"a checkpoint of another kind{verdict.instead}",
                 )
             found.ruled_out[f"quantization {name}"] = verdict.reason
-        elif fixed is None and (reason := why_below_floor(scheme, measured(name), least_bits)):
+        elif fixed is None and (
+            reason := why_not_emulated(scheme, verdict)
+            or why_below_floor(scheme, measured(name), least_bits)
+        ):
             found.ruled_out[f"quantization {name}"] = reason
         elif fixed is None and name not in formats.online and least_bits >= DEFAULT_QUALITY_BITS:
             found.ruled_out[f"quantization {name}"] = "needs a checkpoint quantized beforehand"
@@ -364,9 +368,7 @@ def _kv_dtypes(
         verdict = check_kv_dtype(name, profile, engine)
         if verdict.support is Support.UNSUPPORTED:
             if pinned:
-                raise PinError(
-                    f"kv_cache_dtype {name}: {verdict.reason}{_instead(verdict.nearest)}"
-                )
+                raise PinError(f"kv_cache_dtype {name}: {verdict.reason}{verdict.instead}")
             found.ruled_out[f"{name} KV cache"] = verdict.reason
         else:
             yield name, verdict
@@ -494,7 +496,3 @@ def _keeps_groups(
         raise PinError(f"quantization {scheme.name}: {reason}")
     found.ruled_out[f"{scheme.name} TP {size}"] = reason
     return False
-
-
-def _instead(nearest: str | None) -> str:
-    return f"; {nearest} works" if nearest else ""

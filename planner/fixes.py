@@ -77,14 +77,20 @@ def _such(group: DeviceGroup) -> str:
 def _quantizations(question: Question, group: DeviceGroup) -> Iterator[str]:
     if question.spec.quantization is not None:
         return
-    for name, scheme in sorted(SCHEMES.items(), key=lambda item: -item[1].quality_bits):
-        if name in ("none", question.pins.quantization):
-            continue
-        fitting = _sized(_pinned(question, quantization=name), group)
+    others = [name for name in SCHEMES if name not in ("none", question.pins.quantization)]
+    for bits in sorted({SCHEMES[name].quality_bits for name in others}, reverse=True):
+        fitting = [
+            sized[0].candidate
+            for name in others
+            if SCHEMES[name].quality_bits == bits
+            and (sized := _sized(_pinned(question, quantization=name), group))
+        ]
         if fitting:
-            is_online = name in formats_of(fitting[0].candidate.engine).online
+            best = min(fitting, key=lambda candidate: bool(candidate.emulated))
+            name = best.scheme.name
+            is_online = name in formats_of(best.engine).online
             how = "" if is_online else ", from a checkpoint quantized beforehand"
-            yield f"{scheme.quality_bits}-bit weights (--quantization {name}{how})"
+            yield f"{bits}-bit weights (--quantization {name}{how})"
             return
 
 

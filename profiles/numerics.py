@@ -113,6 +113,11 @@ class Verdict:
     share: float = 1.0
     """Of that rate, what the kernel's instructions have."""
 
+    @property
+    def instead(self) -> str:
+        """The end of a refusal's line: what works there."""
+        return f"; {self.nearest} works" if self.nearest else ""
+
 
 def runs(verdict: Verdict) -> bool:
     """Natively or emulated."""
@@ -186,6 +191,17 @@ def check_scheme(scheme: str, profile: AcceleratorProfile, engine: str) -> Verdi
     nearest = [name for name in item.nearest if name in reach or name not in rules]
     item = msgspec.structs.replace(item, nearest=nearest)
     return _check(scheme, item, rules, missing, profile, engine)
+
+
+def why_not_emulated(scheme: WeightScheme, verdict: Verdict) -> str | None:
+    """Why nobody would choose a scheme where it is emulated: a native one of as many bits takes no
+    more memory. None where there is no such, or where it is native itself."""
+    if verdict.support is not Support.EMULATED or verdict.nearest is None:
+        return None
+    native = SCHEMES[verdict.nearest]
+    if native.quality_bits < scheme.quality_bits or native.bits_per_weight > scheme.bits_per_weight:
+        return None
+    return f"is emulated there, where {native.name} is native and takes no more memory"
 
 
 def check_dtype(dtype: str, profile: AcceleratorProfile, engine: str) -> Verdict:
@@ -335,7 +351,7 @@ def _first(rules: Sequence[_Rule], profile: AcceleratorProfile) -> _Rule:
 
 
 def _verdict(rule: _Rule, compute: str, nearest: str | None) -> Verdict:
-    if rule.support is Support.EMULATED:
+    if rule.compute is not None or rule.support is Support.EMULATED:
         compute = rule.compute or "16bit"
     return Verdict(rule.support, rule.reason, nearest, rule.kernel, compute, rule.share)
 

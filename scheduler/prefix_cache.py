@@ -35,6 +35,8 @@ class PrefixCache:
 
         At least one token is always left to compute, since a step must produce its logits.
         """
+        if sequence.needs_whole_prompt:
+            return []
         num_blocks = self._num_findable(sequence)
         self._extend_hashes(sequence, num_blocks)
         found: list[int] = []
@@ -51,6 +53,8 @@ class PrefixCache:
         Also the hash of the last block of an unbroken run that they have in common: leaders
         compute in order, so that block alone tells when there is something new to find.
         """
+        if sequence.needs_whole_prompt:
+            return None
         hashes = sequence.block_hashes
         first, last = len(sequence.block_table), self._num_findable(sequence)
         leader = self._pending.get(hashes[first]) if first < last else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import Pooling, SamplingParams
 
 
 class FinishReason(StrEnum):
@@ -71,6 +71,8 @@ class Sequence:
     """How many of those its outputs have spoken of; -1 before the first output."""
     awaited_hash: bytes = b""
     """While the sequence follows another: the last block that the other computes for both."""
+    num_reported_tokens: int = 1
+    """Prompt tokens whose logarithmic probabilities are out; of the first there is none."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,6 +89,16 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own probabilities are wanted of this sequence."""
+        return self.request.sampling.prompt_logprobs is not None and self.index == 0
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether each token of the prompt must be computed, found before or not."""
+        return self.scores_prompt or self.request.sampling.pooling is Pooling.MEAN
 
     @property
     def order(self) -> tuple[float, int]:

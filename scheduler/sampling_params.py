@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
+
+MOST_LOGPROBS = 20
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -14,6 +17,32 @@ class InvalidParameterError(ValueError):
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter} {message}")
         self.parameter = parameter
+
+
+class GrammarKind(StrEnum):
+    """How a grammar is written down."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+    """In llguidance's dialect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the output must be, from its first character to its last."""
+
+    kind: GrammarKind
+    text: str
+
+
+class Pooling(StrEnum):
+    """How the last hidden states of a prompt become its embedding."""
+
+    LAST = "last"
+    """That of the last token."""
+    MEAN = "mean"
+    """The average of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +73,21 @@ class SamplingParams:
     min_tokens: int = 0
     """Stop tokens are masked until this many output tokens exist."""
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may be sampled, those that end the output included; empty is all."""
+    grammar: Grammar | None = None
+    """When it is fulfilled and nothing can follow, only tokens of ``stop_token_ids`` can."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report beside each sampled one, with their logarithmic
+    probabilities, before penalties, temperature and all else; None reports nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, once for all continuations."""
+    pooling: Pooling | None = None
+    """The prompt's embedding is all that is wanted."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", "must be at least 1")
+        least = 1 if self.prompt_logprobs is None else 0
+        _require(self.max_tokens >= least, "max_tokens", f"must be at least {least}")
         _require(_INT64_MIN <= self.seed <= _INT64_MAX, "seed", "must fit in 64 bits")
         _require_range("temperature", self.temperature, 0.0, 2.0)
         _require(self.top_k >= 0, "top_k", "must be 0 (off) or positive")
@@ -68,6 +109,18 @@ class SamplingParams:
             "min_tokens",
             f"({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
         )
+        for parameter in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, parameter)
+            _require(
+                count is None or 0 <= count <= MOST_LOGPROBS,
+                parameter,
+                f"must be between 0 and {MOST_LOGPROBS}",
+            )
+
+    @property
+    def samples_nothing(self) -> bool:
+        """Whether the prompt is all that is looked at."""
+        return self.pooling is not None or self.max_tokens == 0
 
     @property
     def is_greedy(self) -> bool:

@@ -28,6 +28,7 @@ from profiles.step_time import StepTimeModel
 from scheduler.admission import Admission, by_order
 from scheduler.assumed import AssumedStep
 from scheduler.config import SchedulerConfig
+from scheduler.output_details import unreported
 from scheduler.policy import prefill_share, virtual_deadline
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
@@ -199,10 +200,13 @@ class Scheduler:
             self._assumed.undo(sequence)
             num_computed_before = sequence.num_computed_tokens
             num_drafts = len(scheduled.draft_token_ids)
+            details = result.details.get(sequence.sequence_id)
             sequence.num_computed_tokens += scheduled.num_tokens - num_drafts
             token_ids: tuple[int, ...] = ()
             finish_reason = None
-            if scheduled.samples:
+            if scheduled.samples and sequence.request.sampling.samples_nothing:
+                finish_reason = FinishReason.LENGTH
+            elif scheduled.samples:
                 sampled = result.sampled_token_ids[scheduled.sequence_id]
                 token_ids, finish_reason = self._append_tokens(sequence, sampled)
                 # All but the last were drafts, which the step has computed.
@@ -210,9 +214,11 @@ class Scheduler:
                 if num_drafts:
                     self._speculation.observe(sequence, num_drafts, len(sampled) - 1)
             self._prefix_cache.remember_computed(sequence, num_computed_before)
+            if details is not None:
+                details = unreported(sequence, details, num_computed_before, len(token_ids))
             if finish_reason is not None:
                 self._finish(sequence)
-            if token_ids:
+            if token_ids or finish_reason or details:
                 outputs.append(
                     SequenceOutput(
                         request_id=sequence.request.request_id,
@@ -220,6 +226,7 @@ class Scheduler:
                         token_ids=token_ids,
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
+                        details=details,
                         history=self._count(sequence, len(token_ids)),
                     )
                 )
@@ -363,10 +370,10 @@ class Scheduler:
     def _room_for_drafts(self, sequence: Sequence) -> int:
         """Up to the sequence's last token but one (the last is never computed), and without the
         block that each admitted sequence has in reserve."""
-        last = min(
-            sequence.num_prompt_tokens + sequence.request.sampling.max_tokens,
-            self.config.max_model_len,
-        )
+        sampling = sequence.request.sampling
+        if sampling.grammar is not None:
+            return 0  # what may follow a draft is known when the draft has been taken
+        last = min(sequence.num_prompt_tokens + sampling.max_tokens, self.config.max_model_len)
         spare = max(0, self._pool.num_available - self._admission.num_admitted)
         capacity = (len(sequence.block_table) + spare) * self.config.block_size
         return min(last - 1, capacity) - sequence.num_tokens
@@ -430,7 +437,7 @@ class Scheduler:
 
     def _is_full(self, sequence: Sequence) -> bool:
         """Whether it has as many tokens as it may: it has ended, or will when they are known."""
-        most = sequence.request.sampling.max_tokens
+        most = max(1, sequence.request.sampling.max_tokens)  # a step's token, if it counts or not
         return (
             sequence.num_output_tokens >= most or sequence.num_tokens >= self.config.max_model_len
         )

@@ -87,6 +87,28 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token was where it stands, and which others were."""
+
+    logprob: float
+    rank: int
+    """1 is the likeliest."""
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their logarithmic probabilities, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDetails:
+    """What comes of a step beside tokens, where it was asked for."""
+
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each new token."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's next tokens, beginning with its second one."""
+    embedding: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What came of a step.
 
@@ -96,6 +118,9 @@ class StepResult:
 
     sampled_token_ids: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     duration_s: float = 0.0
+    details: Mapping[int, OutputDetails] = field(default_factory=dict)
+    """Of sequences that asked for any; ``prompt_logprobs`` are those of what follows the tokens
+    computed in the step, as far as that is the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +142,6 @@ class SequenceOutput:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    details: OutputDetails | None = None
     history: SequenceHistory | None = None
     """With the first tokens, and with the first after each preemption."""

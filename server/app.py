@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server import health
-from server.auth import ApiKeyMiddleware
+from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
-from server.context import DEFAULT_MAX_BODY_BYTES, ServerContext
+from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
 from server.metrics import Metrics
 from server.metrics.deployment import Deployment
 from server.metrics.host import HostSampler
-from server.openai import chat, completions, models, tokenize
+from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
+from server.openai.reasoning import ReasoningFamily
+from server.openai.reasoning import family_of as reasoning_family_of
+from server.openai.tools.families import ToolFamily
+from server.openai.tools.families import family_of as tool_family_of
+from server.rate_limits import NO_LIMITS, RateLimiter, Rates
 from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
@@ -32,13 +41,19 @@ def create_app(
     chat_template: ChatTemplate | None,
     model: ServedModel,
     *,
-    api_key: str | None = None,
+    conventions: ChatConventions | None = None,
+    api_keys: ApiKeys | None = None,
+    rates: Rates = NO_LIMITS,
+    allowed_origins: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     deployment: Deployment | None = None,
     host: HostSampler | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; starting and stopping what it is given is the caller's."""
+    """The application; starting and stopping what it is given is the caller's.
+
+    Without ``conventions`` they are what the chat template tells.
+    """
     app = FastAPI(
         title="Ridgeline",
         summary="OpenAI-compatible inference server",
@@ -48,20 +63,61 @@ def create_app(
     )
     metrics = Metrics(engine, model, deployment, host)
     app.state.context = ServerContext(
-        engine, tokenizer, chat_template, model, metrics, max_body_bytes
+        engine,
+        tokenizer,
+        chat_template,
+        model,
+        metrics,
+        GrammarCompiler(tokenizer.to_json, model.vocab_size),
+        RateLimiter(rates),
+        conventions or chat_conventions(chat_template),
+        max_body_bytes,
     )
-    for router in (chat.router, completions.router, models.router, tokenize.router, health.router):
-        app.include_router(router)
+    for module in (chat, completions, embeddings, models, tokenize, health):
+        app.include_router(module.router)
     install_document(app)
     install_error_handlers(app)
     for kind in (ClientDisconnectedError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_nobody)
-    if api_key is not None:
-        app.add_middleware(ApiKeyMiddleware, api_key=api_key)
+    if api_keys:
+        app.add_middleware(ApiKeyMiddleware, keys=api_keys)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     trace = None if tracing is None else tracing.export
     # The last one added is outermost.
     app.add_middleware(RequestLogMiddleware, metrics=metrics.requests, trace=trace)
     return app
+
+
+def chat_conventions(
+    template: ChatTemplate | None, tool_call_parser: str = "auto", reasoning_parser: str = "auto"
+) -> ChatConventions:
+    """Parsers are of a ``ToolFamily`` and a ``ReasoningFamily``, ``none``, or ``auto``: what the
+    chat template tells.
+
+    Raises:
+        ValueError: there is no such parser.
+    """
+    for flag, asked, kinds in (
+        ("--tool-call-parser", tool_call_parser, ToolFamily),
+        ("--reasoning-parser", reasoning_parser, ReasoningFamily),
+    ):
+        if asked not in ("auto", "none", *kinds):
+            known = ", ".join(("auto", "none", *kinds))
+            raise ValueError(f"{flag} {asked!r} is unknown (known: {known})")
+    source = "" if template is None else template.source
+    tools = None if tool_call_parser == "none" else tool_family_of(source)
+    reasoning = None if reasoning_parser == "none" else reasoning_family_of(source)
+    return ChatConventions(
+        tools if tool_call_parser in ("auto", "none") else ToolFamily(tool_call_parser),
+        reasoning if reasoning_parser in ("auto", "none") else ReasoningFamily(reasoning_parser),
+    )
 
 
 async def _answer_nobody(request: Request, _error: Exception) -> Response:

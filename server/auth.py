@@ -1,32 +1,143 @@
-"""The API key guards every route but the probes."""
+"""API keys: who may ask, on every route but the probes."""
 
 from __future__ import annotations
 
 import hmac
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from http import HTTPStatus
+from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.openai.errors import ApiError, error_type
+from server.rate_limits import NO_LIMITS, Rates
+
+logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key is known by its digest: the key itself is not kept."""
+
+    digest: bytes
+    name: str
+    """For logs and limits."""
+    rates: Rates = NO_LIMITS
+
+    @classmethod
+    def of(cls, key: str, name: str, rates: Rates = NO_LIMITS) -> ApiKey:
+        return cls(sha256(key.encode()).digest(), name, rates)
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """A key a line, which ``name=…``, ``requests=…`` and ``tokens=…`` (a minute) may follow.
+
+    Raises:
+        ValueError: one clear line; it never quotes a key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    keys = []
+    for number, line in enumerate(lines, 1):
+        key, *fields = line.partition("#")[0].split() or [""]
+        if key:
+            keys.append(_parse_key(key, fields, f"{path}, line {number}", f"line-{number}"))
+    if not keys:
+        raise ValueError(f"{path} holds no key")
+    return tuple(keys)
+
+
+def _parse_key(key: str, fields: list[str], where: str, name: str) -> ApiKey:
+    said = {word: value for word, _, value in (field.partition("=") for field in fields)}
+    if unknown := said.keys() - {"name", "requests", "tokens"}:
+        raise ValueError(f"{where}: {min(unknown)!r} is unknown (known: name, requests, tokens)")
+    counts = {}
+    for kind in ("requests", "tokens"):
+        text = said.get(kind)
+        if text is not None and not (text.isdecimal() and int(text) > 0):
+            raise ValueError(f"{where}: {kind} must be a number above 0, not {text!r}")
+        counts[kind] = None if text is None else int(text)
+    return ApiKey.of(key, said.get("name") or name, Rates(**counts))
+
+
+class ApiKeys:
+    """The keys of the command line and those of a file, which is read again when it changes."""
+
+    def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
+        """
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        self._own = tuple(ApiKey.of(key, f"key-{i}") for i, key in enumerate(keys, 1))
+        self._file = file
+        self._of_file: tuple[ApiKey, ...] = () if file is None else read_keys(file)
+        self._stamp = self._read_stamp()
+        self._looked_at_s = time.monotonic()
+
+    def __bool__(self) -> bool:
+        return bool(self._own or self._of_file)
+
+    def find(self, given: str) -> ApiKey | None:
+        """The key that was given, compared with each in constant time."""
+        self._look_again()
+        digest = sha256(given.strip().encode("latin-1", "replace")).digest()
+        found = None
+        for key in (*self._own, *self._of_file):
+            if hmac.compare_digest(digest, key.digest):
+                found = key
+        return found
+
+    def _look_again(self) -> None:
+        now_s = time.monotonic()
+        if self._file is None or now_s - self._looked_at_s < _LOOK_EVERY_S:
+            return
+        self._looked_at_s = now_s
+        stamp = self._read_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._of_file = read_keys(self._file)
+        except ValueError as error:
+            logger.error("the keys stay as they were: %s", error)
+        else:
+            logger.info("%d keys read from %s", len(self._of_file), self._file)
+
+    def _read_stamp(self) -> tuple[int, int] | None:
+        if self._file is None:
+            return None
+        try:
+            status = self._file.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
 
 
 class ApiKeyMiddleware:
-    """Takes the key as ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``."""
+    """Takes a key as ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
-        self._digest = sha256(api_key.encode()).digest()
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or scope["path"] in OPEN_PATHS
-            or self._knows(Headers(scope=scope))
-        ):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        key = self._keys.find(_given(Headers(scope=scope)))
+        record = scope["state"]["record"]
+        if key is not None:
+            record.caller, record.rates = key.name, key.rates
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -35,15 +146,14 @@ class ApiKeyMiddleware:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-        scope["state"]["record"].failed(error.status, error.code or error_type(error.status))
+        record.failed(error.status, error.code or error_type(error.status))
         await error.response()(scope, receive, send)
 
-    def _knows(self, headers: Headers) -> bool:
-        given = headers.get("x-api-key")
-        if given is None:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
-                return False
-        # Digests have one length, so the comparison tells nothing of the key.
-        digest = sha256(given.strip().encode("latin-1")).digest()
-        return hmac.compare_digest(digest, self._digest)
+
+def _given(headers: Headers) -> str:
+    """Empty if none was; that no key is."""
+    given = headers.get("x-api-key")
+    if given is not None:
+        return given
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return given if scheme.lower() == "bearer" else ""

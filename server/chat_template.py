@@ -43,6 +43,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self.source = source
         self._special_tokens = dict(special_tokens or {})
         try:
             self._template = environment.from_string(source)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
+from server.openai.reasoning import ReasoningFamily
+from server.openai.tools.families import ToolFamily
+from server.rate_limits import RateLimiter, Rates
 from server.record import RequestRecord
 from server.served_model import ServedModel
 from server.tokenizer import Tokenizer
 
 DEFAULT_MAX_BODY_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ChatConventions:
+    """How the model writes what is more than text; None is not at all."""
+
+    tools: ToolFamily | None = None
+    reasoning: ReasoningFamily | None = None
 
 
 @dataclass(slots=True)
@@ -23,6 +35,10 @@ class ServerContext:
     chat_template: ChatTemplate | None
     model: ServedModel
     metrics: Metrics
+    grammars: GrammarCompiler
+    """To know at once whether a grammar is one; the engine compiles it for itself."""
+    rate_limiter: RateLimiter = field(default_factory=lambda: RateLimiter(Rates()))
+    conventions: ChatConventions = field(default_factory=ChatConventions)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     draining: bool = False
     """Set once, when the server is told to stop: what runs may finish, nothing new begins."""

@@ -21,11 +21,36 @@ Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
 ServedModelName = Annotated[str | None, typer.Option(help="What clients call the model.")]
 ServerApiKey = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Key that requests must carry (all but /health and /ready).",
+        help="Key that requests must carry (all but /health and /ready); may be repeated.",
         envvar="RIDGELINE_API_KEY",
     ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="Keys, one a line, with name=…, requests=… and tokens=… a minute."),
+]
+RequestsPerMinute = Annotated[
+    int | None, typer.Option(help="Requests that each key may make in a minute.", min=1)
+]
+TokensPerMinute = Annotated[
+    int | None,
+    typer.Option(help="Tokens, of prompts and outputs, that each key has in a minute.", min=1),
+]
+AllowedOrigin = Annotated[
+    list[str] | None,
+    typer.Option(help="Web page that may ask from a browser (CORS), or *; may be repeated."),
+]
+MaxBodySize = Annotated[str, typer.Option(help="Largest request, such as 16MiB.")]
+SslKeyfile = Annotated[Path | None, typer.Option(help="Key of the certificate, for HTTPS.")]
+SslCertfile = Annotated[Path | None, typer.Option(help="Certificate, for HTTPS.")]
+SslKeyfilePassword = Annotated[
+    str | None,
+    typer.Option(help="Password of the key.", envvar="RIDGELINE_SSL_KEYFILE_PASSWORD"),
+]
+SslCaCerts = Annotated[
+    Path | None, typer.Option(help="Authorities; clients must show a certificate of theirs.")
 ]
 
 # What to plan for.
@@ -67,7 +92,7 @@ Dtype = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="How weights are held: none, int8, int8_g128, int4, int4_g128; in vLLM none, fp8, …"
+        help="How weights are held: none, fp8, int8, int8_g128, int4, int4_g128; vLLM: none, fp8, …"
     ),
 ]
 KvCacheDtype = Annotated[
@@ -128,7 +153,10 @@ AttentionBackend = Annotated[
 ]
 LinearKernel = Annotated[
     str | None,
-    typer.Option(help="Kernel of the matrix products; auto takes the fastest."),
+    typer.Option(
+        help="Kernel of the matrix products: int8-activations, fp32-activations, torch, …; on a "
+        "GPU int8-activations, fp8-activations, weight-only, torch. auto takes the fastest."
+    ),
 ]
 SpeculativeTokens = Annotated[
     int | None,
@@ -148,7 +176,14 @@ AsyncScheduling = Annotated[
 
 # How the server behaves.
 MaxQueuedRequests = Annotated[
-    int, typer.Option(help="Requests that may wait; more are answered 503.", min=0)
+    int, typer.Option(help="Requests that may wait; more are answered 429.", min=0)
+]
+MaxQueuedTokens = Annotated[
+    int | None, typer.Option(help="Prompt tokens that may wait; more are answered 429.", min=1)
+]
+MaxQueueWait = Annotated[
+    float | None,
+    typer.Option(help="Seconds; who is predicted to wait longer is answered 429.", min=0),
 ]
 ShutdownGrace = Annotated[
     float, typer.Option(help="Seconds that running requests have to finish.", min=0)
@@ -156,6 +191,20 @@ ShutdownGrace = Annotated[
 OtlpEndpoint = Annotated[
     str | None,
     typer.Option(help="OpenTelemetry collector to send traces to, such as http://localhost:4318."),
+]
+ToolCallParser = Annotated[
+    str,
+    typer.Option(
+        help="How the model writes tool calls: auto (told from its chat template), hermes, llama3, "
+        "mistral, json or none."
+    ),
+]
+ReasoningParser = Annotated[
+    str,
+    typer.Option(
+        help="How the model marks its thoughts: auto (told from its chat template), think, mistral "
+        "or none."
+    ),
 ]
 Format = Annotated[LogFormat, typer.Option(help="For people or programs.")]
 Level = Annotated[LogLevel, typer.Option(help="The least that is logged.")]
@@ -176,7 +225,7 @@ ComparedSchemes = Annotated[
     list[str] | None,
     typer.Option(
         "--scheme",
-        help="Weights to compare: none, int8, int8_g128, int4, int4_g128; may be repeated. "
+        help="Weights to compare: none, fp8, int8, int8_g128, int4, int4_g128; may be repeated. "
         "All of them if not given.",
     ),
 ]
@@ -220,7 +269,8 @@ CalibratedQuantizations = Annotated[
     list[str] | None,
     typer.Option(
         "--quantization",
-        help="Weights to learn beside none and int8: int8_g128, int4, int4_g128; may be repeated.",
+        help="Weights to learn beside none and int8: fp8, int8_g128, int4, int4_g128; may be "
+        "repeated.",
     ),
 ]
 CalibratedKvCacheDtypes = Annotated[

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from engine.protocol import Engine, EngineError
 from scheduler.request import FinishReason, Request
+from scheduler.step_plan import OutputDetails, TokenLogprobs
 from server.record import RequestRecord
 from server.stop_strings import StopStringMatcher
 from server.tokenizer import IncrementalDetokenizer, Tokenizer
 
 T = TypeVar("T")
+
+NO_DETAILS = OutputDetails()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,13 @@ class TextDelta:
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    offsets: tuple[int, ...] = ()
+    """Where in the choice's text each token of it begins, in characters; one that ended it and is
+    hidden has no place."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the same tokens, if they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's next tokens, from its second one on; with the prompt's first choice."""
 
 
 class ChoiceText:
@@ -51,6 +61,7 @@ class ChoiceText:
         self.index = index
         self.is_finished = False
         self._options = options
+        self._length = 0
         self._matcher = StopStringMatcher(options.stop, include_in_output=options.include_stop)
         self._detokenizer = IncrementalDetokenizer(
             tokenizer,
@@ -59,15 +70,37 @@ class ChoiceText:
             visible=options.visible,
         )
 
-    def push(self, token_ids: Sequence[int], reason: FinishReason | None) -> TextDelta:
+    def push(
+        self,
+        token_ids: Sequence[int],
+        reason: FinishReason | None,
+        details: OutputDetails = NO_DETAILS,
+    ) -> TextDelta:
         """Takes the engine's new tokens; those after a stop string are not part of the choice."""
+        offsets: list[int] = []
+        delta = self._push(token_ids, reason, offsets)
+        if details is NO_DETAILS:
+            return delta
+        return replace(
+            delta,
+            offsets=tuple(offsets),
+            logprobs=details.logprobs[: len(offsets)],
+            prompt_logprobs=details.prompt_logprobs,
+        )
+
+    def _push(
+        self, token_ids: Sequence[int], reason: FinishReason | None, offsets: list[int]
+    ) -> TextDelta:
         text: list[str] = []
         stopped_by = token_ids[-1] if token_ids and reason is FinishReason.STOP else None
         hidden = stopped_by is not None and not self._options.include_stop
         for count, token_id in enumerate(token_ids, start=1):
             if hidden and count == len(token_ids):
                 break
-            text.append(self._matcher.push(self._detokenizer.push(token_id)))
+            piece = self._detokenizer.push(token_id)
+            offsets.append(self._length)
+            self._length += len(piece)
+            text.append(self._matcher.push(piece))
             if self._matcher.matched is not None:
                 return self._finish(text, token_ids[:count], "stop", self._matcher.matched)
         if reason is None:
@@ -133,7 +166,8 @@ async def _generate_one(
                 continue
             if output.finish_reason is FinishReason.ABORT:
                 raise EngineError("The request was aborted before it was finished.")
-            delta = choice.push(output.token_ids, output.finish_reason)
+            details = output.details or NO_DETAILS
+            delta = choice.push(output.token_ids, output.finish_reason, details)
             record.tokens_arrived(prompt, output.index, len(delta.token_ids), output.history)
             if delta.finish_reason is not None:
                 record.choice_finished(prompt, output.index, delta.finish_reason)

@@ -7,7 +7,10 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -24,6 +27,33 @@ FLUSH_S = 5
 """How long answers that are complete may take to reach slow clients at the end."""
 LAST_WORDS_S = 1
 """The same when a second signal insists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What HTTPS takes; see uvicorn's options of these names."""
+
+    certfile: Path
+    keyfile: Path | None = None
+    """None where the certificate's file holds the key, too."""
+    keyfile_password: str | None = None
+    ca_certs: Path | None = None
+    """Authorities that must have signed what clients show; None asks clients for nothing."""
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: a file is missing, or they do not go together; one line.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        password = self.keyfile_password
+        try:
+            # An empty answer, where there is no password, spares the question on the terminal.
+            context.load_cert_chain(self.certfile, self.keyfile, lambda: password or "")
+            if self.ca_certs is not None:
+                context.load_verify_locations(self.ca_certs)
+        except OSError as error:  # what ssl raises, too
+            raise ValueError(f"the certificate cannot be used: {error}") from error
 
 
 class _HttpServer(uvicorn.Server):
@@ -78,6 +108,7 @@ async def run_server(
     *,
     shutdown_grace_s: float,
     on_ready: Callable[[], None],
+    tls: Tls | None = None,
 ) -> int:
     """Serves until a signal; returns the process's exit status.
 
@@ -90,7 +121,7 @@ async def run_server(
     signals = _Signals()
     stop = asyncio.ensure_future(signals.stop.wait())
     kill = asyncio.ensure_future(signals.kill.wait())
-    http = _HttpServer(_uvicorn_config(app))
+    http = _HttpServer(_uvicorn_config(app, tls))
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     starting = asyncio.ensure_future(engine.start())
     context: ServerContext = app.state.context
@@ -126,9 +157,14 @@ async def _first_of(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, tls: Tls | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ssl_keyfile=None if tls is None else tls.keyfile,
+        ssl_certfile=None if tls is None else tls.certfile,
+        ssl_keyfile_password=None if tls is None else tls.keyfile_password,
+        ssl_ca_certs=None if tls is None or tls.ca_certs is None else str(tls.ca_certs),
+        ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.ca_certs is None else ssl.CERT_REQUIRED,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -11,6 +11,7 @@ from scheduler.request import Request
 from scheduler.step_plan import SequenceHistory
 from server.metrics.requests import RequestMetrics
 from server.prompt_record import PromptRecord
+from server.rate_limits import ANYBODY, NO_LIMITS, Rates
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; it is only ever logged."""
@@ -33,11 +34,18 @@ class RequestRecord:
     trace_context: Mapping[str, str] = field(default_factory=dict)
     """The client's ``traceparent`` and ``tracestate``."""
     arrival: float = field(default_factory=time.perf_counter)
+    caller: str = ANYBODY
+    """The name of the API key."""
+    rates: Rates = NO_LIMITS
+    """What the caller may ask for, where that is not what all may."""
+    response_headers: dict[str, str] = field(default_factory=dict)
     endpoint: str = ""
     """Of a request for generation: which kind."""
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_reasoning_tokens: int | None = None
+    """Of the completion tokens; None where nobody tells them apart."""
     first_token_at: float | None = None
     ended_at: float | None = None
     finish_reasons: list[str] = field(default_factory=list)

@@ -58,7 +58,9 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.request_id
+                MutableHeaders(scope=message).update(
+                    {**record.response_headers, "x-request-id": record.request_id}
+                )
             await send(message)
 
         try:

@@ -17,6 +17,7 @@ from engine.config import EngineConfig, SimulatedConfig
 from engine.native.kernels.build import compiler_available
 from engine.placement import place_threads
 from engine.protocol import EngineError
+from engine.queue_limits import QueueLimits
 from engine.resolve import Voice
 from engine.simulated.text import PLACEHOLDER_TEXT
 from planner.plan import Plan, read_plan
@@ -25,11 +26,12 @@ from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
 from profiles.quality import measured_quality
 from server import plan_words
-from server.app import create_app
+from server.app import chat_conventions, create_app
+from server.auth import ApiKeys
 from server.banner import Banner
 from server.chat_template import ChatTemplate
 from server.choices import EngineChoice
-from server.lifecycle import bind, run_server
+from server.lifecycle import Tls, bind, run_server
 from server.logs import configure_logging
 from server.metrics.deployment import Deployment
 from server.metrics.host import HostSampler
@@ -42,8 +44,9 @@ from server.planning import (
     decide_native,
     decide_simulated,
 )
+from server.rate_limits import Rates
 from server.served_model import ServedModel, sampling_defaults
-from server.settings import ServeOptions, base_url, curl_line
+from server.settings import ServeOptions, base_url, curl_line, parse_size
 from server.tokenizer import Tokenizer
 from server.tracing import Tracing, TracingError, open_tracing
 from server.version import ridgeline_version
@@ -83,6 +86,12 @@ def serve(options: ServeOptions) -> int:
     with listener:
         try:
             loaded = _load(options)
+            keys = ApiKeys(options.api_key or (), options.api_key_file)
+            tls = tls_of(options)
+            max_body_bytes = parse_size(options.max_body_size)
+            conventions = chat_conventions(
+                loaded.chat_template, options.tool_call_parser, options.reasoning_parser
+            )
         except ValueError as error:
             raise StartupError(str(error)) from error
         banner = _banner(options, loaded, listener.getsockname()[1])
@@ -90,14 +99,23 @@ def serve(options: ServeOptions) -> int:
         for warning in loaded.decision.warnings:
             logger.warning("%s", warning)
         prepare_s = time.perf_counter() - began
-        engine = EngineClient(loaded.decision.config, options.max_queued_requests)
+        engine = EngineClient(
+            loaded.decision.config,
+            QueueLimits(
+                options.max_queued_requests, options.max_queued_tokens, options.max_queue_wait
+            ),
+        )
         with _observation(options, loaded.model) as (host, tracing):
             app = create_app(
                 engine,
                 loaded.tokenizer,
                 loaded.chat_template,
                 loaded.model,
-                api_key=options.api_key,
+                conventions=conventions,
+                api_keys=keys,
+                rates=Rates(options.requests_per_minute, options.tokens_per_minute),
+                allowed_origins=options.allowed_origin or (),
+                max_body_bytes=max_body_bytes,
                 deployment=Deployment(
                     loaded.decision.plan, loaded.decision.settings, loaded.hardware
                 ),
@@ -119,6 +137,7 @@ def serve(options: ServeOptions) -> int:
                 listener,
                 shutdown_grace_s=options.shutdown_grace,
                 on_ready=on_ready,
+                tls=tls,
             )
             try:
                 return uvloop.run(running)
@@ -145,6 +164,29 @@ def _observation(
         host.stop()
         if tracing is not None:
             tracing.close()
+
+
+def tls_of(options: ServeOptions) -> Tls | None:
+    """
+    Raises:
+        ValueError: the flags make no HTTPS.
+    """
+    if options.ssl_certfile is None:
+        for flag, value in (
+            ("--ssl-keyfile", options.ssl_keyfile),
+            ("--ssl-ca-certs", options.ssl_ca_certs),
+        ):
+            if value is not None:
+                raise ValueError(f"{flag} needs --ssl-certfile")
+        return None
+    tls = Tls(
+        options.ssl_certfile,
+        options.ssl_keyfile,
+        options.ssl_keyfile_password,
+        options.ssl_ca_certs,
+    )
+    tls.check()
+    return tls
 
 
 def _load(options: ServeOptions) -> _Loaded:
@@ -230,7 +272,7 @@ def _load_simulated(options: ServeOptions, machine: Machine, plan: Plan | None) 
 
 def _banner(options: ServeOptions, loaded: _Loaded, port: int) -> Banner:
     spec, model, decision = loaded.spec, loaded.model, loaded.decision
-    url = base_url(options.host, port)
+    url = base_url(options.host, port, with_tls=options.ssl_certfile is not None)
     is_simulated = isinstance(decision.config, SimulatedConfig)
     return Banner(
         version=ridgeline_version(),
@@ -242,7 +284,9 @@ def _banner(options: ServeOptions, loaded: _Loaded, port: int) -> Banner:
         plan=plan_words.summary(decision.plan),
         starting_words="starting the simulation" if is_simulated else "loading the model",
         curl=curl_line(
-            url, with_key=options.api_key is not None, is_chat=loaded.chat_template is not None
+            url,
+            with_key=bool(options.api_key or options.api_key_file),
+            is_chat=loaded.chat_template is not None,
         ),
         log_format=options.log_format,
     )

@@ -42,7 +42,16 @@ class ServeOptions(EngineFlags):
     host: str = "127.0.0.1"
     port: int = 8000
     served_model_name: str | None = None
-    api_key: str | None = None
+    api_key: list[str] | None = None
+    api_key_file: Path | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    allowed_origin: list[str] | None = None
+    max_body_size: str = "16MiB"
+    ssl_keyfile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_ca_certs: Path | None = None
     plan: Path | None = None
     engine: EngineChoice = EngineChoice.AUTO
     on: str | None = None
@@ -58,7 +67,12 @@ class ServeOptions(EngineFlags):
     linear_kernel: str | None = None
     speculative_tokens: int | None = None
     async_scheduling: bool | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
     max_queued_requests: int = 256
+    max_queued_tokens: int | None = None
+    max_queue_wait: float | None = None
+    """Seconds."""
     shutdown_grace: float = 30.0
     """Seconds."""
     otlp_endpoint: str | None = None
@@ -104,11 +118,12 @@ def parse_size(text: str) -> int:
     return size
 
 
-def base_url(host: str, port: int) -> str:
+def base_url(host: str, port: int, *, with_tls: bool = False) -> str:
     """Where a client on this machine reaches the server."""
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if with_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def curl_line(url: str, *, with_key: bool, is_chat: bool) -> str:

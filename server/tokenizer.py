@@ -48,6 +48,11 @@ class Tokenizer:
             raise ValueError(f"cannot read {path}: {error}") from error
         return cls(backend)
 
+    def to_json(self) -> str:
+        """The whole ``tokenizer.json``; takes long for large vocabularies."""
+        written: str = self._backend.to_str()
+        return written
+
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
@@ -87,6 +92,15 @@ class Tokenizer:
             known = self._decoder.token_bytes(self.token(token_id))
             self._bytes[token_id] = known
         return known
+
+    def offsets(self, token_ids: Sequence[int]) -> list[int]:
+        """Where each token begins in the text that ``decode`` makes of all, in characters."""
+        detokenizer = IncrementalDetokenizer(self)
+        offsets, length = [], 0
+        for token_id in token_ids:
+            offsets.append(length)
+            length += len(detokenizer.push(token_id))
+        return offsets
 
     @property
     def leading_space_is_stripped(self) -> bool:

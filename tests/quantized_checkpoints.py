@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ SHAPE: dict[str, Any] = {
 }
 _LINEAR = re.compile(r"_proj$|\.w[123]$")
 """What of a layer is quantized: not the router of experts, as the tools leave it."""
+_SAME_INPUT = re.compile(r"([qkv]|gate|up)_proj$|w[13]$")
 _AWQ_PLACES = (0, 2, 4, 6, 1, 3, 5, 7)
 """AutoAWQ's ``order_map``: which of eight outputs stands at each place of a word."""
 
@@ -52,6 +54,34 @@ class PublishedFormat:
 
     config: dict[str, Any]
     quantize: Quantize
+    activation_order: ActivationOrder | None = None
+
+
+@dataclass(frozen=True)
+class ActivationOrder:
+    """Groups are made of inputs in an order of their own, which ``g_idx`` tells of afterwards."""
+
+    bits: int
+    group: int
+    is_shared: bool = True
+    """By projections of the same input, as tools usually find it."""
+
+    def of(self, module: str, num_inputs: int) -> Tensor:
+        name = _SAME_INPUT.sub("", module) if self.is_shared else module
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return torch.randperm(num_inputs, generator=generator)
+
+    def restore(self, parts: Tensors, order: Tensor) -> Tensors:
+        """What a weight whose inputs came in ``order`` was quantized to, in the model's order."""
+        places = order.argsort()
+        g_idx = (torch.arange(len(order)) // self.group)[places].int()
+        if "qweight" in parts:
+            values = _unpacked(parts["qweight"].T, self.bits)[:, places]
+            return {**parts, "qweight": _words(values, self.bits).T, "g_idx": g_idx}
+        if "weight" in parts:
+            return {**parts, "weight": parts["weight"][:, places], "weight_g_idx": g_idx}
+        values = _unpacked(parts["weight_packed"], self.bits)[:, places]
+        return {**parts, "weight_packed": _words(values, self.bits), "weight_g_idx": g_idx}
 
 
 def make_quantized(
@@ -86,7 +116,7 @@ def quantize_checkpoint(
         if not _LINEAR.search(module) or (skip and skip in module):
             tensors[name], reference[name] = tensor.clone(), tensor.float()
             continue
-        parts, reference[name] = published.quantize(tensor.float())
+        parts, reference[name] = _quantize(published, module, tensor.float())
         tensors |= {f"{module}.{last}": part.contiguous() for last, part in parts.items()}
     save_file(tensors, stored / "model.safetensors")
     save_file(reference, meant / "model.safetensors")
@@ -98,6 +128,15 @@ def quantize_checkpoint(
         config["quantization_config"] = {**published.config, key: ["lm_head", skip]}
     (stored / "config.json").write_text(json.dumps(config))
     return stored, meant
+
+
+def _quantize(published: PublishedFormat, module: str, weight: Tensor) -> tuple[Tensors, Tensor]:
+    reordering = published.activation_order
+    if reordering is None:
+        return published.quantize(weight)
+    order = reordering.of(module, weight.shape[1])
+    parts, meant = published.quantize(weight[:, order])
+    return reordering.restore(parts, order), meant[:, order.argsort()]
 
 
 # ---------------------------------------------------------------------- AWQ and GPTQ
@@ -119,7 +158,12 @@ def awq(group: int = 128) -> PublishedFormat:
 
 
 def gptq(
-    bits: int = 4, group: int = 128, *, symmetric: bool = True, version: str = "gptq"
+    bits: int = 4,
+    group: int = 128,
+    *,
+    symmetric: bool = True,
+    version: str = "gptq",
+    activation_order: ActivationOrder | None = None,
 ) -> PublishedFormat:
     def quantize(weight: Tensor) -> tuple[Tensors, Tensor]:
         q, scales, zeros = _integers(weight, bits, group, symmetric=symmetric)
@@ -135,9 +179,8 @@ def gptq(
         return parts, _meant(q, scales, zeros, group)
 
     config = {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": symmetric}
-    return PublishedFormat(
-        {**config, "desc_act": False, "checkpoint_format": version, "lm_head": False}, quantize
-    )
+    config |= {"desc_act": activation_order is not None, "lm_head": False}
+    return PublishedFormat({**config, "checkpoint_format": version}, quantize, activation_order)
 
 
 def _integers(
@@ -170,15 +213,26 @@ def _words(values: Tensor, bits: int) -> Tensor:
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
+def _unpacked(words: Tensor, bits: int) -> Tensor:
+    """The reverse of ``_words``."""
+    shifts = torch.arange(0, 32, bits)
+    return ((words.long()[:, :, None] >> shifts) & (2**bits - 1)).flatten(1)
+
+
 # ---------------------------------------------------------------------- compressed-tensors
 
 
 def compressed(
     compressor: type[BaseCompressor],
     activations: dict[str, Any] | None = None,
+    activation_order: ActivationOrder | None = None,
     **weights: Any,
 ) -> PublishedFormat:
-    """As llm-compressor writes it: ``weights`` are fields of ``QuantizationArgs``."""
+    """As llm-compressor writes it: ``weights`` are fields of ``QuantizationArgs``.
+
+    The library has given up groups in activation order, which checkpoints of its earlier versions
+    have; what it makes of inputs in that order is put back as those did.
+    """
     args = QuantizationArgs(**weights)
     scheme = QuantizationScheme(
         targets=["Linear"],
@@ -202,9 +256,12 @@ def compressed(
         exact = {**parts, "weight_scale": parts["weight_scale"].float()}
         return parts, compressor.decompress(exact, scheme)["weight"]
 
+    described = args.model_dump(mode="json")
+    if activation_order is not None:
+        described["actorder"] = "group"
     group = {
         "targets": ["Linear"],
-        "weights": args.model_dump(mode="json"),
+        "weights": described,
         "input_activations": activations,
         "output_activations": None,
     }
@@ -217,6 +274,7 @@ def compressed(
             "ignore": ["lm_head"],
         },
         quantize,
+        activation_order,
     )
 
 
@@ -277,6 +335,10 @@ FORMATS: dict[str, PublishedFormat] = {
     "gptq-row": gptq(group=-1),
     "gptq-int8": gptq(bits=8),
     "gptq-int8-asym-g32": gptq(bits=8, group=32, symmetric=False),
+    "gptq-act": gptq(activation_order=ActivationOrder(4, 128)),
+    "gptq-asym-act-g32": gptq(group=32, symmetric=False, activation_order=ActivationOrder(4, 32)),
+    "gptq-int8-act-g32": gptq(bits=8, group=32, activation_order=ActivationOrder(8, 32)),
+    "gptq-act-apart-g32": gptq(group=32, activation_order=ActivationOrder(4, 32, is_shared=False)),
     "ct-int4-g128": compressed(
         PackedQuantizationCompressor, num_bits=4, type="int", strategy="group", group_size=128
     ),
@@ -288,11 +350,29 @@ FORMATS: dict[str, PublishedFormat] = {
         group_size=32,
         symmetric=False,
     ),
+    "ct-int4-asym-act-g32": compressed(
+        PackedQuantizationCompressor,
+        activation_order=ActivationOrder(4, 32),
+        num_bits=4,
+        type="int",
+        strategy="group",
+        group_size=32,
+        symmetric=False,
+    ),
     "ct-int8-channel": compressed(
         PackedQuantizationCompressor, num_bits=8, type="int", strategy="channel"
     ),
     "ct-w8a8": compressed(
         IntQuantizationCompressor, _DYNAMIC_INT8, num_bits=8, type="int", strategy="channel"
+    ),
+    "ct-w8a8-act-g32": compressed(
+        IntQuantizationCompressor,
+        _DYNAMIC_INT8,
+        ActivationOrder(8, 32),
+        num_bits=8,
+        type="int",
+        strategy="group",
+        group_size=32,
     ),
     "ct-fp8-channel": compressed(
         FloatQuantizationCompressor, _DYNAMIC_FP8, num_bits=8, type="float", strategy="channel"

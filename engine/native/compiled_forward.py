@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.native.attention.backend import LayerCache
 from engine.native.attention.native_backend import batch_struct, cache_struct
+from engine.native.forward import States
 from engine.native.input_batch import StepInputs
 from engine.native.kernels.library import (
     Decoder,
@@ -47,7 +48,8 @@ class CompiledForward:
         attends: bool = True,
     ) -> None:
         self._library = load_library()
-        self._kept_alive = (model, caches)
+        self._model = model
+        self._kept_alive = caches
         self._pipeline = pipeline
         self._rotary = model.model.rotary
         self._spec = spec
@@ -76,13 +78,31 @@ class CompiledForward:
         self._logits = torch.empty(0, spec.vocab_size)
 
     @staticmethod
-    def suits(spec: ModelSpec) -> bool:
-        """Whether all layers are dense, and gate and up projection lie side by side, see
-        ``linear.h``: whole panels each."""
+    def suits(spec: ModelSpec, model: modules.DecoderForCausalLM) -> bool:
+        """Whether all layers are dense, gate and up projection lie side by side, see ``linear.h``:
+        whole panels each, and no weight has outputs apart."""
         lanes = load_library().vector_lanes
-        return not spec.has_experts and spec.intermediate_size % (2 * lanes) == 0
+        return (
+            not spec.has_experts
+            and spec.intermediate_size % (2 * lanes) == 0
+            and not any(getattr(weight, "apart", None) for weight in model.parameters())
+        )
 
     def logits(self, inputs: StepInputs, rows: Tensor) -> Tensor:
+        return self._run(inputs, rows, keeps_hidden=False)
+
+    def states(self, inputs: StepInputs, rows: Tensor) -> States:
+        logits = self._run(inputs, rows, keeps_hidden=True)
+        if not self._pipeline.is_last:
+            return States(logits, logits)
+        hidden = self._buffers["hidden"][: len(inputs.token_ids)]
+        return States(logits, self._model.model.norm(hidden))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._model.lm_head(hidden)
+        return logits
+
+    def _run(self, inputs: StepInputs, rows: Tensor, *, keeps_hidden: bool) -> Tensor:
         num_tokens, pipeline = len(inputs.token_ids), self._pipeline
         if not pipeline.is_last:
             rows = rows[:0]
@@ -102,6 +122,7 @@ class CompiledForward:
             sampled_tokens=pointer(rows, torch.int64),
             num_sampled=len(rows),
             logits=logits.data_ptr(),
+            keeps_hidden=keeps_hidden,
         )
         self._library.decoder_forward(self._decoder, step, torch.get_num_threads())
         if not pipeline.is_last:

@@ -129,4 +129,4 @@ class DecodeGraphs:
 
     def _run(self, step: StepInputs, rows: Tensor) -> None:
         # Into memory outside the pool: what lies in the pool another graph may overwrite.
-        self._logits[: len(rows)].copy_(self._forward.project(step, rows))
+        self._logits[: len(rows)].copy_(self._forward.unconverted_logits(step, rows))

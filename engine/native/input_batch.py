@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.grammar import GrammarCompiler, Matcher
 from engine.native.attention.backend import AttentionBatch
 from engine.native.sampler import SamplingRow
 from scheduler.config import SchedulerConfig
@@ -47,6 +48,16 @@ class _HeldSequence:
     num_prompt_tokens: int
     sampling: SamplingParams
     index: int
+    matcher: Matcher | None
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.sampling.prompt_logprobs is not None and self.index == 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether something is wanted of the prompt itself."""
+        return self.scores_prompt or self.sampling.pooling is not None
 
 
 class InputBatch:
@@ -56,10 +67,17 @@ class InputBatch:
     microseconds for each sequence whatever the number of its tokens.
 
     The ``num_blocks`` of its scheduler's plans are those of the cache from ``first_block`` on.
+    Without ``grammars`` no sequence may have one.
     """
 
-    def __init__(self, limits: SchedulerConfig, first_block: int = 0) -> None:
+    def __init__(
+        self,
+        limits: SchedulerConfig,
+        first_block: int = 0,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
         self._limits = limits
+        self._grammars = grammars
         self._first_block = first_block
         self._held: dict[int, _HeldSequence] = {}
         self._free_rows: list[int] = []
@@ -104,8 +122,21 @@ class InputBatch:
         self._num_tokens[row] = num_tokens
         self._num_blocks[row] = 0
         self._held[started.sequence_id] = _HeldSequence(
-            row, started.num_prompt_tokens, started.sampling, started.index
+            row,
+            started.num_prompt_tokens,
+            started.sampling,
+            started.index,
+            self._matcher_of(started),
         )
+
+    def _matcher_of(self, started: StartedSequence) -> Matcher | None:
+        sampling = started.sampling
+        if sampling.grammar is None:
+            return None
+        assert self._grammars is not None
+        matcher = self._grammars.matcher(sampling.grammar, sampling.stop_token_ids)
+        matcher.take(started.token_ids[started.num_prompt_tokens :])
+        return matcher
 
     def _grow(self, num_rows: int) -> None:
         old = len(self._num_tokens)
@@ -145,6 +176,7 @@ class InputBatch:
 
         block_size = self._limits.block_size
         max_context_len = int(context_lens.max())
+        samples &= [not self._held[s.sequence_id].sampling.samples_nothing for s in scheduled]
         starts = np.zeros(len(scheduled) + 1, dtype=np.int64)
         np.cumsum(counts, out=starts[1:])
         token_rows = np.repeat(rows, counts)
@@ -158,7 +190,7 @@ class InputBatch:
             ),
             slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
         )
-        sampling = tuple(s for s in scheduled if s.samples)
+        sampling = tuple(s for s, does in zip(scheduled, samples, strict=True) if does)
         sampled_tokens = starts[1:][samples] - 1
         if drafting:
             sampled_tokens = np.concatenate(
@@ -176,6 +208,24 @@ class InputBatch:
             sampling=sampling,
             awaited=(starts[1:][awaiting] - 1, rows[awaiting]),
         )
+
+    def is_read(self, scheduled: ScheduledSequence) -> bool:
+        """Whether the hidden states that a sequence computes in a step are wanted themselves."""
+        held = self._held.get(scheduled.sequence_id)
+        if held is None or not held.is_read:
+            return False
+        return scheduled.num_computed_tokens < held.num_prompt_tokens
+
+    def sampling_of(self, scheduled: ScheduledSequence) -> SamplingParams:
+        return self._held[scheduled.sequence_id].sampling
+
+    def prompt_after(self, scheduled: ScheduledSequence) -> list[int]:
+        """The prompt's tokens that follow those that a sequence computes in a step, one each."""
+        held = self._held[scheduled.sequence_id]
+        first = scheduled.num_computed_tokens + 1
+        end = min(first + scheduled.num_tokens, held.num_prompt_tokens)
+        following: list[int] = self._token_ids[held.row, first:end].tolist()
+        return following
 
     def complete(self, inputs: StepInputs) -> None:
         """Puts in the tokens that were still awaited when the step was built."""
@@ -262,6 +312,7 @@ class InputBatch:
                     index=held.index,
                     token_ids=self._token_ids[held.row, :num_tokens],
                     num_prompt_tokens=held.num_prompt_tokens,
+                    matcher=held.matcher,
                 )
                 for num_tokens in range(known, known + scheduled.num_sampled)
             ]
@@ -293,6 +344,10 @@ class InputBatch:
         # All but the last were drafts, which stand in their places already.
         self._token_ids[rows, last] = [token_ids[-1] for token_ids in held.values()]
         self._num_tokens[rows] = last + 1
+        for sequence_id, token_ids in held.items():
+            matcher = self._held[sequence_id].matcher
+            if matcher is not None:
+                matcher.take(token_ids)
 
 
 def _with_rows(array: NDArray[_Scalar], num_rows: int) -> NDArray[_Scalar]:

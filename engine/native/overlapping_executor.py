@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engine.native.runner import ModelRunner, Step
+from engine.native.runner import ModelRunner
+from engine.native.step import Step
 from scheduler.step_plan import StepPlan, StepResult
 
 
@@ -24,6 +25,7 @@ class OverlappingExecutor:
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
+        (self._steps,) = runner.lanes
         self._in_flight: _InFlight | None = None
         self._ready: Step | None = None
 
@@ -38,21 +40,21 @@ class OverlappingExecutor:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
         if self._in_flight is None:
-            self._launch(self._runner.prepare(plan))
+            self._launch(self._steps.prepare(plan))
         else:
             assert self._ready is None
-            self._ready = self._runner.prepare(plan, in_flight=self._in_flight.step)
+            self._ready = self._steps.prepare(plan, in_flight=self._in_flight.step)
 
     def collect(self) -> StepResult:
         """``duration_s`` is from the moment when the step before it ended, if there was one."""
         assert self._in_flight is not None
         ended, self._in_flight = self._in_flight, None
-        sampled = self._runner.finish(ended.step)
+        result = self._steps.finish(ended.step)
         duration_s = time.perf_counter() - ended.since_s
         if self._ready is not None:
             step, self._ready = self._ready, None
             self._launch(step)
-        return StepResult(sampled, duration_s)
+        return replace(result, duration_s=duration_s)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Carries out a step while none is in flight."""
@@ -64,4 +66,4 @@ class OverlappingExecutor:
 
     def _launch(self, step: Step) -> None:
         self._in_flight = _InFlight(step, time.perf_counter())
-        self._runner.launch(step)
+        self._steps.launch(step)

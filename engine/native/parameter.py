@@ -42,6 +42,8 @@ class ModelParameter(nn.Parameter):
 
     weight_loader: WeightLoader
     parts: tuple[str, ...]
+    matrix_size: tuple[int, ...]
+    """Of what it stands for, also where that is packed elsewhere."""
 
     def __new__(
         cls,
@@ -55,6 +57,7 @@ class ModelParameter(nn.Parameter):
         parameter = super().__new__(cls, data, requires_grad=False)
         parameter.weight_loader = weight_loader
         parameter.parts = parts
+        parameter.matrix_size = shape
         return parameter
 
 

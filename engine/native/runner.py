@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.grammar import GrammarCompiler
 from engine.native.attention.native_backend import NativeAttention
 from engine.native.attention.select import select_attention_backend
 from engine.native.attention.torch_backend import TorchAttention
@@ -18,7 +17,7 @@ from engine.native.attention.workload import AttentionShape
 from engine.native.compiled_forward import CompiledForward
 from engine.native.device import open_device
 from engine.native.forward import Forward, ModularForward
-from engine.native.input_batch import InputBatch, StepInputs
+from engine.native.input_batch import InputBatch
 from engine.native.linear.cuda import cuda_linear_kernels
 from engine.native.linear.select import LinearKernels, choose_linear_kernels
 from engine.native.loader import load_weights, stored_dtype
@@ -29,10 +28,10 @@ from engine.native.parallel.partition import check_divisible, kv_heads_of, stage
 from engine.native.parallel.pipeline import SINGLE_STAGE, Pipeline
 from engine.native.quantization import handler_for
 from engine.native.random_weights import fill_with_noise
-from engine.native.sampler import Sampling
 from engine.native.sampling.select import select_sampling_backend
 from engine.native.staged_forward import StagedForward
 from engine.native.staging import Staging
+from engine.native.step import StepRunner
 from engine.native.support import check_supported
 from profiles.model_spec import ModelSpec, ModelSpecError, RopeType
 from scheduler.config import SchedulerConfig
@@ -49,21 +48,6 @@ LOAD_FORMATS = ("safetensors", "random")
 _STAGING_BYTES = 2**20
 _WARM_UP_ID = -1
 _WARM_UP_TOKENS = 16
-
-
-@dataclass(slots=True)
-class Step:
-    """A step on its way through ``ModelRunner.prepare``, ``launch`` and ``finish``."""
-
-    batch: InputBatch
-    inputs: StepInputs | None
-    """None where nothing is computed."""
-    sampling: Sampling | None
-    logits: Tensor | None = None
-
-    @property
-    def sampled_sequences(self) -> tuple[ScheduledSequence, ...]:
-        return () if self.inputs is None else self.inputs.sampling
 
 
 class ModelRunner:
@@ -121,7 +105,6 @@ class ModelRunner:
                 cuda_graphs=self._captures,
             )
             self._kernels = self._choose_kernels(config, dtype, ranks)
-        self._sampling = select_sampling_backend(self._device)
         with self._device:  # where parameters are created
             self._model = build_model(
                 self.spec,
@@ -132,7 +115,7 @@ class ModelRunner:
                 stage,
                 expert_parallel=config.enable_expert_parallel,
             )
-        self._fill_model(config, show_progress=config.show_progress and rank == 0)
+        self._fill_model(config, dtype, show_progress=config.show_progress and rank == 0)
         self._caches = self._backend.allocate_cache(
             len(stage.layers),
             pipeline.size * limits.num_blocks,
@@ -144,23 +127,28 @@ class ModelRunner:
             populate_in_background(part for cache in self._caches for part in cache.tensors)
         self._limits = limits
         self._forward = self._choose_forward(ranks, pipeline)
-        self._batches = [
-            InputBatch(limits, first_block=lane * limits.num_blocks)
-            for lane in range(pipeline.size)
-        ]
         self.samples = pipeline.is_last
         """Whether it has logits; if not, it must ``take_in`` what was sampled from them."""
+        self.grammars = GrammarCompiler(
+            (config.model_dir / "tokenizer.json").read_text, self.spec.vocab_size
+        )
+        self.lanes = [self._lane(lane * limits.num_blocks) for lane in range(pipeline.size)]
 
     def _can_capture(self, ranks: Communicator, pipeline: Pipeline) -> bool:
-        """Not every kind of collective can be captured, nor experts, which the host looks up."""
-        alone = ranks.size == pipeline.size == 1
-        return self._device.type == "cuda" and alone and not self.spec.has_experts
+        """Not every kind of collective can be captured."""
+        return self._device.type == "cuda" and ranks.size == pipeline.size == 1
 
     def _choose_kernels(
         self, config: EngineConfig, dtype: torch.dtype, ranks: Communicator
     ) -> LinearKernels:
         if self._device.type == "cuda":
-            return cuda_linear_kernels(config.quantization, dtype, config.linear_kernel)
+            return cuda_linear_kernels(
+                config.quantization,
+                self.spec.quantization,
+                dtype,
+                config.linear_kernel,
+                torch.cuda.get_device_capability(self._device),
+            )
         stored = dtype if config.load_format == "random" else stored_dtype(config.model_dir)
         return choose_linear_kernels(
             self.spec,
@@ -172,9 +160,11 @@ class ModelRunner:
             expert_parallel=config.enable_expert_parallel,
         )
 
-    def _fill_model(self, config: EngineConfig, *, show_progress: bool) -> None:
+    def _fill_model(self, config: EngineConfig, dtype: torch.dtype, *, show_progress: bool) -> None:
         if config.load_format == "random":
-            fill_with_noise(self._model)
+            if self.spec.quantization is not None:
+                raise ValueError("load_format random makes no weights of a quantized checkpoint")
+            fill_with_noise(self._model, dtype)
             return
         stored = self.spec.quantization
         handler = None if stored is None else handler_for(stored)
@@ -183,7 +173,7 @@ class ModelRunner:
     def _choose_forward(self, ranks: Communicator, pipeline: Pipeline) -> Forward:
         model, caches, backend = self._model, self._caches, self._backend
         compiled = self._kernels.are_compiled and isinstance(backend, NativeAttention)
-        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec):
+        if compiled and ranks.size == 1 and CompiledForward.suits(self.spec, model):
             return CompiledForward(model, self.spec, caches, pipeline)
         if isinstance(backend, NativeAttention | TorchAttention) or pipeline.size > 1:
             modular = ModularForward(model, caches, backend, pipeline)
@@ -196,9 +186,14 @@ class ModelRunner:
 
         fused = FusedForward(model, caches, backend, self._limits.max_model_len)
         graphs = None
-        if self._captures:
+        if self._captures and fused.can_be_captured:
             graphs = DecodeGraphs(fused, self._limits, self.spec.vocab_size, self._device)
         return StagedForward(fused, Staging(self._device, _STAGING_BYTES), graphs)
+
+    def _lane(self, first_block: int) -> StepRunner:
+        batch = InputBatch(self._limits, first_block, self.grammars)
+        sampling = select_sampling_backend(self._device)
+        return StepRunner(self._forward, batch, sampling, self._device, samples=self.samples)
 
     @property
     def detail(self) -> str:
@@ -209,7 +204,7 @@ class ModelRunner:
     @property
     def num_sequences(self) -> int:
         """Sequences that have started and have not been dropped."""
-        return sum(map(len, self._batches))
+        return sum(len(lane.batch) for lane in self.lanes)
 
     def execute(self, plan: StepPlan, lane: int = 0) -> StepResult:
         """Runs one step of a lane.
@@ -217,59 +212,18 @@ class ModelRunner:
         Raises:
             ValueError: the plan contradicts what the runner knows (see ``InputBatch``).
         """
-        start = time.perf_counter()
-        step = self.prepare(plan, lane)
-        self.launch(step)
-        return StepResult(self.finish(step), time.perf_counter() - start)
-
-    def prepare(self, plan: StepPlan, lane: int = 0, in_flight: Step | None = None) -> Step:
-        """All of a step that can be done while the one before it, of the same lane, runs.
-
-        Raises:
-            ValueError: as ``execute``.
-        """
-        batch = self._batches[lane]
-        batch.apply(plan)
-        if not plan.scheduled:
-            return Step(batch, None, None)
-        inputs = batch.build(plan.scheduled, in_flight.sampled_sequences if in_flight else ())
-        sampling = None
-        if self.samples and inputs.sampling:
-            sampling = Sampling(batch.sampling_rows(inputs), self._sampling)
-        return Step(batch, inputs, sampling)
-
-    def launch(self, step: Step) -> None:
-        """Sets the device to work on a step, the one before it being finished."""
-        if step.inputs is None:
-            return
-        step.batch.complete(step.inputs)
-        with torch.inference_mode():
-            step.logits = self._forward.logits(step.inputs, step.inputs.sampled_tokens)
-            if step.sampling is not None and not step.sampling.waits_for_logits:
-                step.sampling.start(step.logits)
-
-    def finish(self, step: Step) -> dict[int, tuple[int, ...]]:
-        """Waits until a step has been carried out; the new tokens of its sequences."""
-        if step.sampling is None:
-            if self._device.type == "cuda":
-                torch.cuda.current_stream().synchronize()  # or its time would be the next one's
-            return {}
-        assert step.logits is not None
-        with torch.inference_mode():
-            if step.sampling.waits_for_logits:
-                step.sampling.start(step.logits)
-            return step.batch.take_in(step.sampled_sequences, step.sampling.tokens())
+        return self.lanes[lane].execute(plan)
 
     def take_in(self, result: StepResult, lane: int) -> None:
         """Learns what the last stage sampled in a lane's step before."""
-        self._batches[lane].append(result.sampled_token_ids)
+        self.lanes[lane].batch.append(result.sampled_token_ids)
 
     def forward(self, plan: StepPlan, rows: Sequence[int] | None = None) -> Tensor:
         """Runs a step without sampling: the logits of its tokens in plan order, or of ``rows``.
 
         Returns float32 [number of rows, vocab_size]. For tests and for measuring quality.
         """
-        batch = self._batches[0]
+        batch = self.lanes[0].batch
         batch.apply(plan)
         with torch.inference_mode():
             inputs = batch.build(plan.scheduled)

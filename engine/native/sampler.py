@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.grammar import Matcher
+from engine.native.logprobs import LogprobTable
 from engine.native.sampling.backend import GREEDY, NOT_FINITE, Draw, SamplingBackend
 from engine.native.sampling.select import select_sampling_backend
 from scheduler.sampling_params import SamplingParams
+from scheduler.step_plan import TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ class SamplingRow:
     token_ids: NDArray[np.int32]
     """Prompt and output so far."""
     num_prompt_tokens: int
+    matcher: Matcher | None = None
+    """Where the sequence stands in its grammar, once its newest token is there."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -40,7 +45,8 @@ class SamplingRow:
         params = self.params
         return (
             params.has_penalties
-            or bool(params.logit_bias)
+            or bool(params.logit_bias or params.allowed_token_ids)
+            or self.matcher is not None
             or self.num_output_tokens < params.min_tokens
         )
 
@@ -51,7 +57,8 @@ def sample(
     """One token for each row of ``logits``, float32 [len(rows), vocab_size], which it overwrites.
 
     The order is: repetition, frequency and presence penalty, then ``logit_bias``, then the mask
-    of stop tokens below ``min_tokens``, then temperature, top-k, top-p and min-p, each working on
+    of stop tokens below ``min_tokens``, what ``allowed_token_ids`` and the grammar leave, then
+    temperature, top-k, top-p and min-p, each working on
     what the one before left. At a border, tokens of equal probability stay in or go together.
 
     A row's token is a pure function of its logits, its parameters, its own tokens and
@@ -81,6 +88,8 @@ class Sampling:
         self._backend = backend
         self._draws = [_draw_of(row) for row in rows]
         self._adjusted = [i for i, row in enumerate(rows) if row.adjusts_logits]
+        self._reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        self._table: LogprobTable | None = None
         self._picked: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -90,6 +99,9 @@ class Sampling:
 
     def start(self, logits: Tensor) -> None:
         """Has the tokens picked; ``logits`` must stay untouched until they are asked for."""
+        if self._reported:
+            counts = [self._rows[i].params.logprobs or 0 for i in self._reported]
+            self._table = LogprobTable(logits[self._reported], counts)
         for i in self._adjusted:
             _edit(logits[i], self._rows[i], _adjust)
         self._picked = logits, self._backend.pick(logits, self._draws)
@@ -104,6 +116,13 @@ class Sampling:
                 _edit(logits[i], self._rows[i], _repair)
                 tokens[i] = int(self._backend.pick(logits[i : i + 1], [self._draws[i]]))
         return tokens
+
+    def logprobs(self, tokens: Sequence[int]) -> dict[int, TokenLogprobs]:
+        """Of the rows that asked for them, by their numbers; ``tokens`` are those of all rows."""
+        if self._table is None:
+            return {}
+        reported = self._table.of([tokens[i] for i in self._reported])
+        return dict(zip(self._reported, reported, strict=True))
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -147,8 +166,23 @@ def _adjust(logits: NDArray[np.float32], row: SamplingRow) -> None:
     for token, bias in params.logit_bias:
         if 0 <= token < len(logits):
             logits[token] += bias
-    if row.num_output_tokens < params.min_tokens:
+    allowed = _allowed(row, len(logits))
+    if allowed is not None:
+        logits[~allowed] = -np.inf
+    must_go_on = row.num_output_tokens < params.min_tokens
+    if must_go_on and not (row.matcher is not None and row.matcher.is_over):
         logits[[token for token in params.stop_token_ids if token < len(logits)]] = -np.inf
+
+
+def _allowed(row: SamplingRow, vocab_size: int) -> NDArray[np.bool_] | None:
+    """Which tokens may be sampled, if not all: [vocab_size]."""
+    listed, matcher = row.params.allowed_token_ids, row.matcher
+    allowed = None if matcher is None else matcher.allowed(vocab_size)
+    if listed:
+        among = np.zeros(vocab_size, dtype=np.bool_)
+        among[[token for token in listed if token < vocab_size]] = True
+        allowed = among if allowed is None else allowed & among
+    return allowed
 
 
 def _repair(logits: NDArray[np.float32], row: SamplingRow) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.native.forward import Forward
+from engine.native.forward import Forward, States
 from engine.native.input_batch import StepInputs
 from engine.native.staging import Staging
 
@@ -33,3 +33,9 @@ class StagedForward:
         if self._graphs is not None and is_decode:
             return self._graphs.logits(inputs)
         return self._forward.logits(*self._staging.upload_step(inputs, rows))
+
+    def states(self, inputs: StepInputs, rows: Tensor) -> States:
+        return self._forward.states(*self._staging.upload_step(inputs, rows))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return self._forward.project(hidden)

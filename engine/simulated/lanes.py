@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable
 
 from engine.config import SimulatedConfig, SimulatedPool
 from engine.loop import EngineLoop
-from engine.messages import AddRequest, FromEngine, Progress, ToEngine
+from engine.messages import AddRequest, FromEngine, Progress, RequestRefused, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
 from engine.step_figures import StepFigures
+from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
 
@@ -59,7 +60,9 @@ class SimulatedLoop:
     def handle(self, messages: Iterable[ToEngine]) -> None:
         """Gives requests to lanes; they read them between their steps."""
         for message in messages:
-            if isinstance(message, AddRequest):
+            if isinstance(message, AddRequest) and (why := _why_not(message.request.sampling)):
+                self._send(RequestRefused(message.request.request_id, why))
+            elif isinstance(message, AddRequest):
                 min(self._lanes, key=lambda lane: lane.expected_load(message.request.n)).tell(
                     message, message.request.n
                 )
@@ -131,7 +134,11 @@ class Lane:
         )
         self._said: list[FromEngine] = []
         self._loop = EngineLoop(
-            self._scheduler, executor, config.vocab_size, self._said.append, pool.step_time
+            self._scheduler,
+            executor,
+            config.vocab_size,
+            self._said.append,
+            step_time=pool.step_time,
         )
         self._inbox: list[ToEngine] = []
         self._num_told = 0
@@ -203,6 +210,17 @@ class Lane:
         said = self._said.copy()
         self._said.clear()
         return said
+
+
+def _why_not(sampling: SamplingParams) -> str:
+    """What a request asks for that nobody knows without a model; empty if nothing."""
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "prompt_logprobs": sampling.prompt_logprobs is not None,
+        "embeddings": sampling.pooling is not None,
+    }
+    unknown = ", ".join(name for name, is_asked in asked.items() if is_asked)
+    return f"the simulated engine computes nothing, so it knows no {unknown}" if unknown else ""
 
 
 def _newest_stats(said: list[FromEngine]) -> EngineStats:

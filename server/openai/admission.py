@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 
 from engine.protocol import EngineHealth, EngineState
 from server.context import ServerContext
-from server.openai.errors import ApiError, unavailable
+from server.openai.errors import ApiError, too_many, unavailable
+from server.record import RequestRecord
 from server.served_model import ServedModel
 
 RETRY_AFTER_START_S = 5
@@ -28,6 +30,28 @@ def check_accepting(context: ServerContext) -> None:
     """Spares a request that the engine would refuse the work of being prepared."""
     if error := refusal(context.engine.health(), context.draining):
         raise error
+
+
+def admit(context: ServerContext, record: RequestRecord, num_prompt_tokens: int) -> None:
+    """Counts a request against its caller's limits, and notes where that leaves the caller.
+
+    Raises:
+        ApiError: the caller has asked for too much lately.
+    """
+    limiter, now_s = context.rate_limiter, time.monotonic()
+    wait_s = limiter.wait_s(record.caller, num_prompt_tokens, now_s, record.rates)
+    for kind, standing in limiter.standings(record.caller, now_s, record.rates).items():
+        record.response_headers |= {
+            f"x-ratelimit-limit-{kind}": str(standing.limit),
+            f"x-ratelimit-remaining-{kind}": str(standing.remaining),
+            f"x-ratelimit-reset-{kind}": f"{standing.reset_s:.3f}s",
+        }
+    if wait_s > 0:
+        raise too_many(
+            f"Rate limit reached. Please try again in {wait_s:.1f} s.",
+            wait_s,
+            "rate_limit_exceeded",
+        )
 
 
 def refusal(health: EngineHealth, draining: bool) -> ApiError | None:

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from scheduler.request import Request
+from scheduler.sampling_params import Grammar
 from server.context import ServerContext
 from server.generation import TextDelta, TextOptions, generate_text
-from server.openai.responses import PromptTokensDetails, Usage
+from server.openai.errors import bad_request
+from server.openai.parameters import Wanted
+from server.openai.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.openai.schemas import GenerationFields, StreamOptions
+from server.openai.structured import check_grammar, grammar_of
 from server.record import RequestRecord
+from server.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,15 @@ class Job:
     include_usage: bool
     continuous_usage: bool
     return_token_ids: bool
+    tokenizer: Tokenizer
+    with_logprobs: bool
+    with_prompt_logprobs: bool
+    """Whether the answer shows them as such; an echo is another matter."""
+
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether a delta without text says something, too."""
+        return self.return_token_ids or self.with_logprobs
 
 
 def make_job(
@@ -51,16 +65,54 @@ def make_job(
         include_usage=bool(stream_options.include_usage),
         continuous_usage=bool(stream_options.continuous_usage_stats),
         return_token_ids=bool(fields.return_token_ids),
+        tokenizer=context.tokenizer,
+        with_logprobs=requests[0].sampling.logprobs is not None,
+        with_prompt_logprobs=fields.prompt_logprobs is not None,
     )
+
+
+async def wanted_of(
+    fields: GenerationFields,
+    context: ServerContext,
+    logprobs: int | None,
+    *,
+    scores_prompt: bool = False,
+    calls: Grammar | None = None,
+) -> Wanted:
+    """``scores_prompt`` is whether an echo shows the prompt's logprobs, as many as the output's;
+    ``calls`` are the tool calls that the answer must be.
+
+    Raises:
+        ApiError: what was asked for does not go together, or the answer's form is no grammar.
+    """
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise bad_request("prompt_logprobs do not go with stream.", "prompt_logprobs")
+    prompt_logprobs = fields.prompt_logprobs
+    if scores_prompt and logprobs is not None:
+        prompt_logprobs = max(logprobs, prompt_logprobs or 0)
+    form = grammar_of(fields)
+    if form is not None and calls is not None:
+        raise bad_request(f"{form[1]} does not go with a forced tool_choice.", form[1])
+    if form is None and calls is None:
+        return Wanted(None, logprobs, prompt_logprobs)
+    grammar, param = form or (calls, "tools")
+    assert grammar is not None
+    await check_grammar(context.grammars, grammar, param)
+    return Wanted(grammar, logprobs, prompt_logprobs)
 
 
 async def run_job(
     job: Job, context: ServerContext, record: RequestRecord
 ) -> AsyncGenerator[TextDelta, None]:
     deltas = generate_text(context.engine, job.requests, context.tokenizer, job.options, record)
-    async with aclosing(deltas):
-        async for delta in deltas:
-            yield delta
+    try:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
+    finally:
+        context.rate_limiter.charge_tokens(
+            record.caller, record.num_completion_tokens, time.monotonic(), record.rates
+        )
 
 
 def usage(job: Job, record: RequestRecord) -> Usage:
@@ -70,6 +122,9 @@ def usage(job: Job, record: RequestRecord) -> Usage:
         completion_tokens=record.num_completion_tokens,
         total_tokens=job.num_prompt_tokens + record.num_completion_tokens,
         prompt_tokens_details=PromptTokensDetails(record.num_cached_tokens),
+        completion_tokens_details=UNSET
+        if record.num_reasoning_tokens is None
+        else CompletionTokensDetails(record.num_reasoning_tokens),
     )
 
 

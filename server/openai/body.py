@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 MAX_PARAM_CHARACTERS = 100
+BODY_TIMEOUT_S = 60
+"""Whoever sends a byte now and then does not hold a handler for ever."""
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -37,10 +40,19 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and int(declared[:18]) > limit:
         raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        raise ApiError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The request body did not arrive within {BODY_TIMEOUT_S} seconds.",
+            code="request_timeout",
+            headers={"connection": "close"},
+        ) from None
     return bytes(body)
 
 

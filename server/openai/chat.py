@@ -12,16 +12,19 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from scheduler.step_plan import TokenLogprobs
 from server.context import context_of, record_of
 from server.generation import TextDelta
-from server.openai.admission import check_accepting, check_model
-from server.openai.answer import Job, chunk_usage, make_job, run_job, usage
-from server.openai.body import read_request
+from server.openai.admission import admit, check_accepting, check_model
+from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
+from server.openai.body import parse_request, read_object
+from server.openai.chat_reading import chat_texts, forced_calls, tool_use, visible_tokens
 from server.openai.chat_text import ChatText, ChatTextDelta
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import bad_request
 from server.openai.json_response import json_response
+from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.parameters import check_stream_options, engine_requests, text_options
 from server.openai.responses import (
     AssistantMessage,
@@ -30,12 +33,13 @@ from server.openai.responses import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatLogprobs,
     FunctionCallOutput,
     ToolCallOutput,
     Usage,
 )
 from server.openai.schemas import ChatCompletionRequest
-from server.openai.tool_calls import MARKERS
+from server.openai.unsupported import refuse_of_completions
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event
 
@@ -55,12 +59,16 @@ async def create_chat_completion(request: Request) -> Response:
     """Answers a conversation."""
     context, record = context_of(request), record_of(request)
     record.generation_began("chat")
-    fields = await read_request(request, ChatCompletionRequest)
+    body = await read_object(request)
+    refuse_of_completions(body)
+    fields = parse_request(body, ChatCompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
-    with_tools = offers_tools(fields)
+    use = tool_use(fields)
     check_accepting(context)
-    prompt = await encode_conversation(context, fields, with_tools=with_tools)
+    prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
+    calls = forced_calls(use, fields, context)
+    wanted = await wanted_of(fields, context, asked_logprobs(fields), calls=calls)
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(
         fields,
@@ -70,18 +78,17 @@ async def create_chat_completion(request: Request) -> Response:
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         param="messages",
         arrival_time=record.arrival,
+        wanted=wanted,
     )
-    markers = {context.tokenizer.token_id(marker) for marker in MARKERS} if with_tools else set()
     options = text_options(
         fields,
         continues_text=bool(fields.continue_final_message),
-        visible=frozenset(marker for marker in markers if marker is not None),
+        visible=visible_tokens(use, context),
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
-    texts = [
-        ChatText(with_tools=with_tools, parallel=fields.parallel_tool_calls is not False)
-        for _ in range(requests[0].n)
-    ]
+    admit(context, record, len(prompt))
+    texts = chat_texts(use, fields, context, prompt, requests[0].n)
+    record.num_reasoning_tokens = 0
     deltas = run_job(job, context, record)
     if fields.stream:
         return EventStreamResponse(stream(job, deltas, texts, record), record)
@@ -90,11 +97,13 @@ async def create_chat_completion(request: Request) -> Response:
     )
 
 
-def offers_tools(fields: ChatCompletionRequest) -> bool:
-    """Whether the model is shown tools, and its output searched for calls."""
-    if fields.tool_choice == "auto" and not fields.tools:
-        raise bad_request("tool_choice is only allowed when tools are given.", "tool_choice")
-    return bool(fields.tools) and fields.tool_choice != "none"
+def asked_logprobs(fields: ChatCompletionRequest) -> int | None:
+    """How many of the likeliest tokens to report with each; None reports nothing."""
+    if fields.logprobs:
+        return fields.top_logprobs or 0
+    if fields.top_logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
+    return None
 
 
 async def stream(
@@ -107,7 +116,7 @@ async def stream(
     begun: set[int] = set()
     async with aclosing(deltas):
         async for delta in deltas:
-            parsed = texts[delta.index].push(delta)
+            parsed = read(texts, delta, record)
             choices = chunk_choices(job, parsed, is_first=delta.index not in begun)
             for choice in choices:
                 is_first_chunk = not begun
@@ -118,12 +127,24 @@ async def stream(
         yield event(encode(chat_chunk(job, [], usage(job, record), False)))
 
 
+def read(texts: list[ChatText], delta: TextDelta, record: RequestRecord) -> ChatTextDelta:
+    """What a delta says, its thoughts counted."""
+    parsed = texts[delta.index].push(delta)
+    record.num_reasoning_tokens = (record.num_reasoning_tokens or 0) + parsed.num_reasoning_tokens
+    return parsed
+
+
 def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[ChatChunkChoice]:
     """The chunks that say what is new: content, each tool call in two, and the end.
 
     The first says the role; the last says why the choice ended.
     """
-    deltas = [ChatDelta(content=parsed.content)] if parsed.content else []
+    deltas = []
+    if parsed.reasoning:
+        thought = parsed.reasoning
+        deltas.append(ChatDelta(reasoning=thought, reasoning_content=thought))
+    if parsed.content:
+        deltas.append(ChatDelta(content=parsed.content))
     for index, call_id, call in parsed.tool_calls:
         head = ToolCallOutput(
             index=index,
@@ -134,7 +155,7 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
         body = ToolCallOutput(index=index, function=FunctionCallOutput(arguments=call.arguments))
         deltas += [ChatDelta(tool_calls=[head]), ChatDelta(tool_calls=[body])]
     source = parsed.source
-    if not deltas and (source.finish_reason is not None or job.return_token_ids):
+    if not deltas and (source.finish_reason is not None or job.shows_tokens):
         deltas = [ChatDelta(content="") if is_first else ChatDelta()]
     if deltas and is_first:
         deltas[0] = msgspec.structs.replace(deltas[0], role="assistant")
@@ -145,6 +166,7 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
             finish_reason=parsed.finish_reason,
             stop_reason=source.stop_reason if parsed.finish_reason else UNSET,
             token_ids=source.token_ids if job.return_token_ids else UNSET,
+            logprobs=chat_logprobs(job.tokenizer, source) if job.with_logprobs else None,
         )
     return choices
 
@@ -173,16 +195,22 @@ async def collect(
     record: RequestRecord,
 ) -> ChatCompletion:
     parts: list[list[ChatTextDelta]] = [[] for _ in texts]
+    scores: list[TokenLogprobs] = []
     async with aclosing(deltas):
         async for delta in deltas:
-            parts[delta.index].append(texts[delta.index].push(delta))
+            parts[delta.index].append(read(texts, delta, record))
+            scores += delta.prompt_logprobs
+    prompt = job.requests[0].prompt_token_ids
     return ChatCompletion(
         id=job.answer_id,
         created=job.created,
         model=job.model,
         choices=[chat_choice(job, deltas_of_choice) for deltas_of_choice in parts],
         usage=usage(job, record),
-        prompt_token_ids=job.requests[0].prompt_token_ids if job.return_token_ids else UNSET,
+        prompt_token_ids=prompt if job.return_token_ids else UNSET,
+        prompt_logprobs=prompt_logprobs(job.tokenizer, prompt, scores)
+        if job.with_prompt_logprobs
+        else UNSET,
     )
 
 
@@ -198,13 +226,24 @@ def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
         for part in parts
         for _, call_id, call in part.tool_calls
     ]
+    reasoning = "".join(part.reasoning for part in parts) or UNSET
     message = AssistantMessage(
-        content=content if content or not calls else None, tool_calls=calls or UNSET
+        content=content if content or not calls else None,
+        reasoning=reasoning,
+        reasoning_content=reasoning,
+        tool_calls=calls or UNSET,
     )
     token_ids = tuple(token_id for part in parts for token_id in part.source.token_ids)
+    entries = [
+        entry
+        for part in parts
+        for entry in chat_logprobs(job.tokenizer, part.source).content
+        if job.with_logprobs
+    ]
     return ChatChoice(
         index=last.source.index,
         message=message,
+        logprobs=ChatLogprobs(content=entries) if job.with_logprobs else None,
         finish_reason=last.finish_reason,
         stop_reason=last.source.stop_reason,
         token_ids=token_ids if job.return_token_ids else UNSET,

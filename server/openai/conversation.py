@@ -9,9 +9,17 @@ import msgspec
 
 from server.chat_template import RESERVED_NAMES, ChatTemplate, ChatTemplateError
 from server.context import ServerContext
+from server.openai.chat_reading import effort_variables
 from server.openai.errors import bad_request
-from server.openai.parameters import refuse_overlong
-from server.openai.schemas import Conversation, Message, MessageToolCall, TextPart
+from server.openai.parameters import refuse_overlong, truncated
+from server.openai.schemas import (
+    ChatCompletionRequest,
+    Conversation,
+    GenerationFields,
+    Message,
+    MessageToolCall,
+    TextPart,
+)
 from server.tokenizer import MAX_INLINE_CHARACTERS
 
 MAX_INLINE_MESSAGES = 64
@@ -34,11 +42,16 @@ async def encode_conversation(
         prompt = await asyncio.to_thread(render, *args)
     else:
         prompt = render(*args)
-    refuse_overlong(context.tokenizer, prompt, context.model, "messages")
+    truncates = isinstance(fields, GenerationFields) and fields.truncate_prompt_tokens is not None
+    if not truncates:
+        refuse_overlong(context.tokenizer, prompt, context.model, "messages")
     # Templates write the beginning-of-sequence token themselves.
-    return await context.tokenizer.encode_async(
+    token_ids = await context.tokenizer.encode_async(
         prompt, add_special_tokens=bool(fields.add_special_tokens)
     )
+    if isinstance(fields, GenerationFields):
+        return truncated(token_ids, fields, context.model)
+    return token_ids
 
 
 def render(
@@ -55,6 +68,8 @@ def render(
         )
     generation_prompt = not continues and fields.add_generation_prompt is not False
     variables = fields.chat_template_kwargs or {}
+    if isinstance(fields, ChatCompletionRequest):
+        variables = effort_variables(fields.reasoning_effort, template) | variables
     if reserved := RESERVED_NAMES & variables.keys():
         raise bad_request(
             f"chat_template_kwargs must not contain {min(reserved)!r}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -11,7 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.protocol import EngineError, EngineUnavailableError, InvalidRequestError
+from engine.protocol import (
+    EngineError,
+    EngineOverloadedError,
+    EngineUnavailableError,
+    InvalidRequestError,
+)
 from scheduler.sampling_params import InvalidParameterError
 from server.openai.responses import ErrorObject, ErrorResponse
 
@@ -61,6 +67,19 @@ def unavailable(message: str, retry_after_s: int = 1) -> ApiError:
     )
 
 
+def too_many(message: str, retry_after_s: float, code: str) -> ApiError:
+    """429; clients read whole seconds or, if they know OpenAI's own header, milliseconds."""
+    return ApiError(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        message,
+        code=code,
+        headers={
+            "retry-after": str(math.ceil(retry_after_s)),
+            "retry-after-ms": str(math.ceil(1000 * retry_after_s)),
+        },
+    )
+
+
 def context_length_exceeded(max_model_len: int, num_tokens: str, param: str) -> ApiError:
     return bad_request(
         f"This model's maximum context length is {max_model_len} tokens. However, your {param} "
@@ -74,6 +93,8 @@ def context_length_exceeded(max_model_len: int, num_tokens: str, param: str) -> 
 def error_type(status: int) -> str:
     if status == HTTPStatus.UNAUTHORIZED:
         return "authentication_error"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
 
 
@@ -100,6 +121,9 @@ def as_api_error(error: Exception) -> ApiError:
             return bad_request(str(error), param=error.parameter)
         case EngineUnavailableError():
             return unavailable(str(error))
+        case EngineOverloadedError():
+            message = f"The server is overloaded: {error}. Try again later."
+            return too_many(message, error.retry_after_s, "overloaded")
         case InvalidRequestError():
             return bad_request(str(error))
         case EngineError():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import TypeVar
 
 from scheduler.request import Request
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import Grammar, SamplingParams
 from server.generation import TextOptions
 from server.openai.errors import bad_request, context_length_exceeded
-from server.openai.schemas import GenerationFields
+from server.openai.schemas import EmbeddingRequest, GenerationFields
 from server.served_model import ServedModel
 from server.tokenizer import Tokenizer
 
@@ -18,6 +19,15 @@ T = TypeVar("T")
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 2048
 """Continuations in one request: prompts times ``n``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What chat and completions ask for in different ways."""
+
+    grammar: Grammar | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 def room_for_output(model: ServedModel, num_prompt_tokens: int, param: str) -> int:
@@ -50,7 +60,12 @@ def check_token_ids(token_ids: list[int], model: ServedModel, param: str) -> tup
 
 
 def sampling_params(
-    fields: GenerationFields, model: ServedModel, *, max_tokens: int, seed: int
+    fields: GenerationFields,
+    model: ServedModel,
+    *,
+    max_tokens: int,
+    seed: int,
+    wanted: Wanted,
 ) -> SamplingParams:
     """What the client said, else what the model's authors recommend, else the API's default.
 
@@ -60,7 +75,9 @@ def sampling_params(
     """
     defaults = model.defaults
     own_stops = check_token_ids(fields.stop_token_ids or [], model, "stop_token_ids")
-    eos = () if fields.ignore_eos else model.eos_token_ids
+    # An answer that a grammar has completed has nothing left to say but that it ends.
+    ignores_eos = fields.ignore_eos and wanted.grammar is None
+    eos = () if ignores_eos else model.eos_token_ids
     top_k = _either(fields.top_k, defaults.top_k)
     return SamplingParams(
         max_tokens=max_tokens,
@@ -75,6 +92,12 @@ def sampling_params(
         logit_bias=logit_bias(fields.logit_bias or {}, model),
         min_tokens=fields.min_tokens or 0,
         stop_token_ids=tuple(dict.fromkeys([*own_stops, *eos])),
+        allowed_token_ids=check_token_ids(
+            fields.allowed_token_ids or [], model, "allowed_token_ids"
+        ),
+        grammar=wanted.grammar,
+        logprobs=wanted.logprobs,
+        prompt_logprobs=wanted.prompt_logprobs,
     )
 
 
@@ -87,6 +110,7 @@ def engine_requests(
     max_tokens: int | None,
     param: str,
     arrival_time: float,
+    wanted: Wanted,
 ) -> list[Request]:
     """One request of the engine for each prompt; ``max_tokens`` None is the rest of the context.
 
@@ -106,7 +130,11 @@ def engine_requests(
                 request_id=f"{request_id}-{i}",
                 prompt_token_ids=prompt,
                 sampling=sampling_params(
-                    fields, model, max_tokens=min(max_tokens or room, room), seed=seed
+                    fields,
+                    model,
+                    max_tokens=room if max_tokens is None else min(max_tokens, room),
+                    seed=seed,
+                    wanted=wanted,
                 ),
                 arrival_time=arrival_time,
                 priority=fields.priority or 0,
@@ -115,6 +143,33 @@ def engine_requests(
             )
         )
     return requests
+
+
+def truncated(
+    token_ids: tuple[int, ...], fields: GenerationFields | EmbeddingRequest, model: ServedModel
+) -> tuple[int, ...]:
+    """The prompt's last tokens, or its first, as many as ``truncate_prompt_tokens`` leaves; -1 are
+    as many as fit."""
+    count = fields.truncate_prompt_tokens
+    if count is None:
+        return token_ids
+    if count == 0:
+        raise bad_request("truncate_prompt_tokens leaves nothing.", "truncate_prompt_tokens")
+    count = model.max_model_len - 1 if count < 0 else count
+    return token_ids[:count] if fields.truncation_side == "right" else token_ids[-count:]
+
+
+def split_prompts(prompt: str | list[str | int | list[int]], param: str) -> list[str | list[int]]:
+    """The prompts that a field holds: it is a text, token ids, or a list of either."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise bad_request(f"{param} must not be empty.", param)
+    token_ids = [item for item in prompt if isinstance(item, int)]
+    texts: list[str | list[int]] = [item for item in prompt if not isinstance(item, int)]
+    if token_ids and texts:
+        raise bad_request(f"{param} mixes token ids with texts or lists.", param)
+    return [token_ids] if token_ids else texts
 
 
 def logit_bias(biases: dict[str, float], model: ServedModel) -> tuple[tuple[int, float], ...]:

@@ -12,17 +12,46 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from scheduler.sampling_params import MOST_LOGPROBS
+
 MAX_INT = 2**31 - 1
 
 PositiveInt = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an answer must be, one of these; vLLM's extension."""
+
+    json: str | dict[str, Any] | None = None
+    """A JSON schema."""
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: str | None = None
+    """In Lark's notation (llguidance's dialect) or in GBNF."""
+    json_object: bool | None = None
 
 
 class GenerationFields(msgspec.Struct, kw_only=True):
@@ -50,6 +79,12 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     priority: Priority | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     return_token_ids: bool | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    prompt_logprobs: Logprobs | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     user: str | None = None
     service_tier: str | None = None
 
@@ -60,6 +95,9 @@ class CompletionRequest(GenerationFields, kw_only=True):
     prompt: str | list[str | TokenId | list[TokenId]]
     max_tokens: Count | None = None
     echo: bool | None = None
+    logprobs: bool | Logprobs | None = None
+    top_logprobs: Logprobs | None = None
+    """Is chat's, here only to be refused."""
     add_special_tokens: bool | None = None
 
 
@@ -101,6 +139,17 @@ class ToolDefinition(msgspec.Struct, kw_only=True):
     function: FunctionDefinition
 
 
+class NamedFunction(msgspec.Struct, kw_only=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, kw_only=True):
+    """``tool_choice``: this tool must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 Messages = Annotated[list[Message], Meta(min_length=1)]
 Tools = Annotated[list[ToolDefinition], Meta(min_length=1)]
 
@@ -116,8 +165,28 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     add_special_tokens: bool | None = None
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
     parallel_tool_calls: bool | None = None
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """``POST /v1/embeddings``"""
+
+    input: str | list[str | TokenId | list[TokenId]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: PositiveInt | None = None
+    pooling: Literal["last", "mean"] | None = None
+    add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    priority: Priority | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    user: str | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

@@ -11,7 +11,6 @@ from typing import Any
 from server.openai.errors import bad_request
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
     "beam_width": (1,),
@@ -28,35 +27,49 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
-    "prompt_logprobs": (),
     "reasoning": (),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "thinking_token_budget": (),
-    "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 
 
+_OF_CHAT: dict[str, tuple[Any, ...]] = {
+    "chat_template_kwargs": ({},),
+    "messages": ([],),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+_OF_COMPLETIONS: dict[str, tuple[Any, ...]] = {"echo": (False,), "prompt": ()}
+
+
 def refuse_unsupported(fields: dict[str, Any]) -> None:
     """Raises a 400 that names the first field that cannot be honoured."""
-    for name, value in fields.items():
-        if name not in _NEUTRAL or value is None:
-            continue
-        if not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
-            raise bad_request(
-                f"{name} is not supported by this server.", param=name, code="unsupported_parameter"
-            )
+    _refuse(fields, _NEUTRAL, "is not supported by this server")
     _refuse_best_of(fields)
-    _refuse_forced_tools(fields.get("tool_choice"))
+
+
+def refuse_of_chat(fields: dict[str, Any]) -> None:
+    """The same for what only chat can do, in a completion."""
+    _refuse(fields, _OF_CHAT, "is for /v1/chat/completions")
+
+
+def refuse_of_completions(fields: dict[str, Any]) -> None:
+    """The same for what only completions can do, in a chat."""
+    _refuse(fields, _OF_COMPLETIONS, "is for /v1/completions")
+
+
+def _refuse(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], why: str) -> None:
+    for name, value in fields.items():
+        if name not in neutral or value is None:
+            continue
+        if not any(_same(value, harmless) for harmless in neutral[name]):
+            raise bad_request(f"{name} {why}.", param=name, code="unsupported_parameter")
 
 
 def _refuse_best_of(fields: dict[str, Any]) -> None:
@@ -65,15 +78,6 @@ def _refuse_best_of(fields: dict[str, Any]) -> None:
         raise bad_request(
             "best_of is not supported unless it equals n.",
             param="best_of",
-            code="unsupported_parameter",
-        )
-
-
-def _refuse_forced_tools(choice: Any) -> None:
-    if choice == "required" or isinstance(choice, dict):
-        raise bad_request(
-            "tool_choice other than 'auto' and 'none' is not supported by this server.",
-            param="tool_choice",
             code="unsupported_parameter",
         )
 

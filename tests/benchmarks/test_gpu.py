@@ -20,8 +20,15 @@ def test_every_part_runs_and_its_figures_are_written(
     main(model="tiny", device="cpu", output=output, skip_transformers=False)
     figures = json.loads(output.read_text())
     assert figures["device"] == "CPU"
-    assert [step["num_seqs"] for step in figures["decode"]] == [1, 2]
-    for step in [*figures["decode"], figures["prefill"]]:
+    assert list(figures["engine"]) == ["none", "fp8", "int4_g128"]
+    steps = []
+    for engine in figures["engine"].values():
+        assert [step["num_seqs"] for step in engine["decode"]] == [1, 2]
+        steps += [*engine["decode"], engine["prefill"]]
+    # Weights are most of what a step of one token reads.
+    by_bits = [engine["decode"][0]["roofline_s"] for engine in figures["engine"].values()]
+    assert by_bits == sorted(by_bits, reverse=True)
+    for step in steps:
         assert step["forward_s"] > 0
         assert step["roofline_s"] > 0
         assert step["tokens_per_s"] == pytest.approx(

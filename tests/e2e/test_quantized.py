@@ -13,15 +13,15 @@ from tests.e2e.test_plan import run
 from tests.quantized_checkpoints import FORMATS, quantize_checkpoint
 
 
-@pytest.mark.parametrize("name", ["awq", "ct-w8a8", "fp8-block"])
+@pytest.mark.parametrize("name", ["awq", "gptq-asym-act-g32", "ct-w8a8", "fp8-block"])
 def test_a_published_format_is_planned_for_and_served(name: str, tmp_path: Path) -> None:
     stored, _ = quantize_checkpoint(
         FORMATS[name], BUNDLED_MODEL_DIR, tmp_path / "stored", tmp_path / "meant"
     )
     result = run("plan", str(stored), "--json")
     assert (result.returncode, result.stderr) == (0, "")
-    scheme = {"awq": "awq", "ct-w8a8": "int8", "fp8-block": "fp8"}[name]
-    assert json.loads(result.stdout)["plan"]["quantization"] == scheme
+    schemes = {"awq": "awq", "gptq-asym-act-g32": "gptq", "ct-w8a8": "int8", "fp8-block": "fp8"}
+    assert json.loads(result.stdout)["plan"]["quantization"] == schemes[name]
     with serving(tmp_path / "log", str(stored)) as server:
         server.wait_until_ready()
         answer = server.client().chat.completions.create(

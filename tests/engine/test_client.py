@@ -16,10 +16,12 @@ from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.protocol import (
     EngineError,
+    EngineOverloadedError,
     EngineState,
     EngineUnavailableError,
     InvalidRequestError,
 )
+from engine.queue_limits import QueueLimits
 from scheduler.config import SchedulerConfig
 from scheduler.request import FinishReason, Request
 from scheduler.sampling_params import SamplingParams
@@ -57,7 +59,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def client(model_dir: Path) -> AsyncIterator[EngineClient]:
-    client = EngineClient(EngineConfig(model_dir, LIMITS, num_threads=1), max_queued_requests=2)
+    client = EngineClient(
+        EngineConfig(model_dir, LIMITS, num_threads=1), QueueLimits(max_queued_requests=2)
+    )
     await client.start()
     yield client
     await client.close()
@@ -112,8 +116,9 @@ async def test_a_full_engine_refuses(client: EngineClient) -> None:
         for i in range(6)
     ]
     await asyncio.sleep(0)
-    with pytest.raises(EngineUnavailableError, match="in flight"):
+    with pytest.raises(EngineOverloadedError, match="in flight") as refusal:
         await collect(client, make_request("one too many"))
+    assert refusal.value.retry_after_s >= 1
     assert [len(tokens) for tokens in await asyncio.gather(*tasks)] == [300] * 6
 
 

@@ -54,6 +54,7 @@ SMALL = [
     Variant("llama", "int4", "int8", "int8-activations"),
     Variant("qwen3", "int4_g128", "bfloat16", "int8-activations"),
     Variant("llama", "awq", "bfloat16", "int8-activations", "awq-g32"),
+    Variant("qwen3", "gptq", "bfloat16", "int8-activations", "gptq-asym-act-g32"),
     Variant("qwen3", "fp8", "bfloat16", "fp32-activations", "fp8-block"),
     Variant("qwen3_moe", "awq", "bfloat16", "int8-activations", "awq-g32"),
     Variant("qwen3_moe", "int8", "bfloat16", "int8-activations"),

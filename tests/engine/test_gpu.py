@@ -14,11 +14,13 @@ from engine.messages import AddRequest, FromEngine, Progress
 from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.runner import ModelRunner
 from engine.overlapped_loop import OverlappedLoop
+from profiles.model_spec import ModelSpec
 from scheduler.config import SchedulerConfig
 from scheduler.request import Request
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from tests.checkpoints import make_checkpoint
+from tests.quantized_checkpoints import FORMATS, make_quantized
 
 pytestmark = pytest.mark.gpu
 
@@ -142,6 +144,42 @@ def test_sixteen_bits_stay_near_float32(model: Path, kv_cache_dtype: str) -> Non
     settings = {"device": "cuda", "dtype": "bfloat16", "kv_cache_dtype": kv_cache_dtype}
     actual, _ = run(model, requests(16, num_tokens=1), **settings)
     assert sum(exact[name] == actual[name] for name in exact) >= 12
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_g128", "int4", "int4_g128", "fp8"])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_quantized_weights_are_those_of_the_processor(
+    model: Path, scheme: str, cuda_graphs: bool
+) -> None:
+    """The same integers and scales, and nothing else that is rounded."""
+    expected, _ = run(model, requests(16), quantization=scheme, linear_kernel="fp32-activations")
+    settings = {"device": "cuda", "linear_kernel": "weight-only", "cuda_graphs": cuda_graphs}
+    actual, _ = run(model, requests(16), arrive_every=3, quantization=scheme, **settings)
+    assert sum(expected[name] == actual[name] for name in expected) >= 14
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+def test_quantized_weights_in_sixteen_bits(model: Path, scheme: str) -> None:
+    """As they are chosen: activations rounded to 8 bits where the device multiplies such."""
+    exact, _ = run(
+        model, requests(16, num_tokens=1), quantization=scheme, linear_kernel="fp32-activations"
+    )
+    settings = {"device": "cuda", "dtype": "bfloat16", "quantization": scheme}
+    actual, _ = run(model, requests(16, num_tokens=1), **settings)
+    assert sum(exact[name] == actual[name] for name in exact) >= 12
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq-v2-asym-g32", "ct-w8a8", "fp8-block"])
+def test_quantized_checkpoints(name: str, tmp_path: Path) -> None:
+    stored, meant = make_quantized(FORMATS[name], tmp_path)
+    quantization = ModelSpec.from_directory(stored).quantization
+    assert quantization is not None
+    expected, _ = run(meant, requests(16, num_tokens=8), linear_kernel="fp32-activations")
+    settings = {"device": "cuda", "linear_kernel": "weight-only"}
+    actual, _ = run(
+        stored, requests(16, num_tokens=8), quantization=quantization.scheme.value, **settings
+    )
+    assert sum(expected[name] == actual[name] for name in expected) >= 14
 
 
 def test_weights_and_cache_lie_on_the_device(model: Path) -> None:

@@ -95,7 +95,7 @@ def test_choices_that_no_plan_has_reach_the_scheduler() -> None:
             {"pipeline_parallel_size": 3, "stage_layers": (20, 8)},
             "stage_layers 20,8: 2 stages, but pipeline_parallel_size is 3",
         ),
-        ({"quantization": "fp8"}, "needs a checkpoint that was quantized beforehand"),
+        ({"quantization": "awq"}, "needs a checkpoint that was quantized beforehand"),
     ],
 )
 def test_contradictions_are_one_clear_line(pins: dict[str, object], message: str) -> None:

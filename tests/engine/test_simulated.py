@@ -30,7 +30,7 @@ from profiles.step_cost import StepShape
 from profiles.step_time import StepTimeModel
 from scheduler.config import SchedulerConfig
 from scheduler.request import FinishReason, Request
-from scheduler.sampling_params import SamplingParams
+from scheduler.sampling_params import Grammar, GrammarKind, Pooling, SamplingParams
 from scheduler.step_plan import StepPlan
 from tests.engine.test_resolve import VOICE, simulated_question
 
@@ -225,6 +225,17 @@ def answer(**sampling: object) -> list[int]:
     time.loop.handle([AddRequest(make_request("a", **sampling))])  # type: ignore[arg-type]
     time.run()
     return [token_id for _, token_id in time.tokens()["a", 0]]
+
+
+@pytest.mark.parametrize("asked", ["logprobs", "prompt_logprobs", "pooling", "grammar"])
+def test_what_takes_a_model_is_refused(asked: str) -> None:
+    value = {"pooling": Pooling.LAST, "grammar": Grammar(GrammarKind.REGEX, "a")}.get(asked, 1)
+    time = VirtualTime(make_config((1, 1.0)))
+    time.loop.handle([AddRequest(make_request("a", **{asked: value}))])  # type: ignore[arg-type]
+    time.run()
+    (refused,) = (m for _, m in time.said if isinstance(m, RequestRefused))
+    assert refused.request_id == "a"
+    assert time.tokens() == {}
 
 
 def test_an_answer_is_the_text_again_and_again() -> None:

@@ -42,7 +42,7 @@ def run(config: SchedulerConfig, requests: list[Request]) -> tuple[StepTotals, l
         sent.append(received)
 
     executor = TimedExecutor(config.num_blocks, config.block_size)
-    loop = EngineLoop(Scheduler(config), executor, VOCAB_SIZE, send, MODEL)
+    loop = EngineLoop(Scheduler(config), executor, VOCAB_SIZE, send, step_time=MODEL)
     loop.handle([AddRequest(r) for r in requests])
     while loop.has_work:
         loop.step()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.candidates import PinError, Question
+from planner.candidates import PinError, Question, enumerate_candidates
 from planner.choose import make_plan
 from planner.plan import Settings
 from planner.sizing import CPU_BLOCK_SIZE, Sized, size_all, weight_format
@@ -356,3 +356,38 @@ def test_what_the_engine_has_no_kernels_for_is_refused_with_what_it_has() -> Non
 
 def _measured() -> Provenance:
     return Provenance(ProvenanceKind.MEASURED, "invented")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "device", "rate"),
+    [
+        ("none", "H100-SXM", "bf16"),
+        ("int8", "H100-SXM", "int8"),
+        ("fp8", "H100-SXM", "fp8"),
+        ("fp8", "A10", "bf16"),
+        ("int4", "H100-SXM", "bf16"),
+        ("int4_g128", "A10", "bf16"),
+    ],
+)
+def test_products_on_a_gpu_run_at_the_rate_of_what_they_are_computed_in(
+    scheme: str, device: str, rate: str
+) -> None:
+    found = sized(on=f"1x{device}", engine="native", quantization=scheme)
+    peak = load_catalog().find(device).dense_flops[rate].value
+    assert found.candidate.dtype == "bfloat16"
+    assert found.model.rates.linear_flops == peak
+    bits = 16 if scheme == "none" else SCHEMES[scheme].bits_per_weight
+    ends = 16 if scheme == "none" else 8.01
+    counts = LLAMA.parameters_by_role
+    expected = sum(counts[role] for role in LAYERS) * bits + sum(counts[r] for r in ENDS) * ends
+    expected = (expected + 16 * counts[TensorRole.NORM]) / 8
+    assert found.ledger.weights_bytes == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_native_scheme_does_as_well_is_not_emulated_unasked() -> None:
+    cpu = ask("Llama-3.1-8B", "16xcpu-avx512-vnni")
+    assert decided(cpu).quantization == "int8"
+    ruled_out = enumerate_candidates(cpu, cpu.hardware[0], 8).ruled_out
+    reason = "is emulated there, where int8 is native and takes no more memory"
+    assert ruled_out["quantization fp8"] == reason
+    assert sized(on="16xcpu-avx512-vnni", quantization="fp8").candidate.scheme.name == "fp8"

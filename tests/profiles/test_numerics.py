@@ -224,14 +224,14 @@ def test_a_processor_without_integer_products_still_saves_memory(features: set[s
 def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
     vllm, native = formats_of("vllm"), formats_of("native")
     assert vllm.online == {"none", "fp8", "fp8_w8a16", "bitsandbytes"}
-    assert native.online == {"none", "int8", "int8_g128", "int4", "int4_g128"}
+    assert native.online == {"none", "fp8", "int8", "int8_g128", "int4", "int4_g128"}
     assert native.within_reach == native.online
-    assert native.schemes == native.online | {"awq", "gptq", "gptq_int8", "fp8"}
+    assert native.schemes == native.online | {"awq", "gptq", "gptq_int8"}
     assert vllm.within_reach == vllm.schemes
     assert (vllm.as_stored_on, native.as_stored_on) == (frozenset(), {"cpu"})
     # Quality suffers most from few bits in the embedding and the head.
     assert all(SCHEMES[ends].quality_bits == 8 for ends in native.ends.values())
-    assert native.ends["int4"] == native.ends["int4_g128"] == "int8"
+    assert native.ends["int4"] == native.ends["int4_g128"] == native.ends["fp8"] == "int8"
     for formats in (vllm, native):
         assert formats.online | formats.ends.keys() <= formats.schemes <= SCHEMES.keys()
         assert formats.kv_dtypes <= KV_TYPES.keys()
@@ -244,8 +244,10 @@ def test_what_an_engine_makes_from_a_16_bit_checkpoint() -> None:
     [
         (check_dtype, "bfloat16", "A10", NATIVE, None),
         (check_scheme, "none", "H100-SXM", NATIVE, None),
-        (check_scheme, "int8", "H100-SXM", UNSUPPORTED, "none"),
-        (check_scheme, "fp8", "H100-SXM", UNSUPPORTED, "none"),
+        (check_scheme, "int8", "H100-SXM", NATIVE, None),
+        (check_scheme, "int4", "A10", NATIVE, None),
+        (check_scheme, "fp8", "H100-SXM", NATIVE, None),
+        (check_scheme, "fp8", "A10", EMULATED, "int8"),
         (check_kv_dtype, "auto", "A10", NATIVE, None),
         (check_kv_dtype, "int8", "A10", NATIVE, None),
         (check_kv_dtype, "fp8", "A10", UNSUPPORTED, "int8"),
@@ -263,12 +265,34 @@ def test_the_native_engine_on_gpus(
 ) -> None:
     verdict = check(name, catalog.find(device), "native")
     assert (verdict.support, verdict.nearest) == (support, nearest)
-    assert bool(verdict.reason) == (support is UNSUPPORTED)
+    assert bool(verdict.reason) == (support is not NATIVE)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "device", "compute"),
+    [
+        ("int8", "A10", "int8"),
+        ("fp8", "L4", "fp8"),
+        ("fp8", "A10", "16bit"),
+        ("int8_g128", "H100-SXM", "16bit"),
+        ("int4", "H100-SXM", "16bit"),
+        ("int4_g128", "A10", "16bit"),
+        ("awq", "H100-SXM", "16bit"),
+        ("gptq_int8", "H100-SXM", "16bit"),
+        ("int4", "cpu-avx512-vnni", "int8"),
+        ("awq", "cpu-avx512-vnni", "int8"),
+    ],
+)
+def test_what_the_native_engine_computes_in(
+    catalog: Catalog, scheme: str, device: str, compute: str
+) -> None:
+    """Weights in groups are decoded to the activations' 16 bits on a GPU."""
+    assert check_scheme(scheme, catalog.find(device), "native").compute == compute
 
 
 def test_smaller_groups_come_first_where_nothing_else_decides() -> None:
     names = [name for name in SCHEMES if name in formats_of("native").online]
-    assert names == ["none", "int8", "int8_g128", "int4", "int4_g128"]
+    assert names == ["none", "fp8", "int8", "int8_g128", "int4", "int4_g128"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from fastapi import FastAPI
 
 from scheduler.request import Request
 from server.app import create_app
+from server.auth import ApiKeys
 from server.chat_template import ChatTemplate
+from server.context import ChatConventions
+from server.rate_limits import NO_LIMITS, Rates
 from server.served_model import SamplingDefaults, ServedModel
 from server.tokenizer import Tokenizer
 from tests.server.scripted_engine import ScriptedEngine
@@ -64,7 +67,11 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
         ends: bool = True,
         template: str | None = CHAT_TEMPLATE,
         api_key: str | None = None,
+        api_keys: ApiKeys | None = None,
+        rates: Rates = NO_LIMITS,
+        allowed_origins: tuple[str, ...] = (),
         defaults: SamplingDefaults | None = None,
+        conventions: ChatConventions | None = None,
         max_body_bytes: int = 2**20,
         **engine_fields: Any,
     ) -> Served:
@@ -89,7 +96,10 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
             tokenizer,
             ChatTemplate(template) if template else None,
             model,
-            api_key=api_key,
+            conventions=conventions,
+            api_keys=ApiKeys([api_key]) if api_key else api_keys,
+            rates=rates,
+            allowed_origins=allowed_origins,
             max_body_bytes=max_body_bytes,
         )
         transport = httpx.ASGITransport(app)

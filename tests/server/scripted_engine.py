@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
 from engine.step_totals import StepTotals
 from scheduler.request import FinishReason, Request
-from scheduler.step_plan import SequenceOutput
+from scheduler.step_plan import OutputDetails, SequenceOutput, TokenLogprobs
 
 Script = Callable[[Request, int], Sequence[int]]
 
@@ -86,8 +86,23 @@ class ScriptedEngine:
                 reason = FinishReason.LENGTH
             if reason is not None:
                 break
+        details = self._details(request, j, tokens, is_first=start == 0)
         num_cached = min(self.num_cached_tokens, len(request.prompt_token_ids) - 1)
-        return SequenceOutput(request.request_id, j, tuple(tokens), reason, num_cached)
+        return SequenceOutput(request.request_id, j, tuple(tokens), reason, num_cached, details)
+
+    def _details(
+        self, request: Request, j: int, tokens: list[int], *, is_first: bool
+    ) -> OutputDetails | None:
+        """Every token is as likely as its number says, and each list begins with the lowest."""
+        sampling = request.sampling
+        scores_prompt = sampling.prompt_logprobs is not None and is_first and j == 0
+        if sampling.logprobs is None and not scores_prompt:
+            return None
+        prompt = request.prompt_token_ids[1:] if scores_prompt else ()
+        return OutputDetails(
+            logprobs=_likelihoods(tokens, sampling.logprobs),
+            prompt_logprobs=_likelihoods(prompt, sampling.prompt_logprobs),
+        )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         if index is None:
@@ -113,3 +128,10 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self.state = EngineState.STOPPED
+
+
+def _likelihoods(token_ids: Sequence[int], count: int | None) -> tuple[TokenLogprobs, ...]:
+    if count is None:
+        return ()
+    top = tuple((i, -float(i)) for i in range(count))
+    return tuple(TokenLogprobs(-float(i), i + 1, top) for i in token_ids)

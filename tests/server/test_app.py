@@ -157,6 +157,7 @@ async def test_the_document_describes_every_route_and_resolves(serve: Serve) -> 
     assert {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/models/{model}",
         "/tokenize",

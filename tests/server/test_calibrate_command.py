@@ -200,7 +200,7 @@ def test_the_tables_fit_a_terminal(
         (["--dtype", "float7"], "dtype must be one of float32, bfloat16, float16, not 'float7'"),
         (["--model", "/nowhere/at-all"], "/nowhere/at-all: no such directory"),
         (["--quantization", "int3"], "quantization scheme 'int3' is unknown (known: none, "),
-        (["--quantization", "awq"], "awq: the native engine makes int4, int4_g128, int8, int8_"),
+        (["--quantization", "awq"], "awq: the native engine makes fp8, int4, int4_g128, int8"),
         (["--kv-cache-dtype", "fp8"], "fp8: the native engine has no fp8 KV cache"),
         (
             ["--quantization", "int4", "--dtype", "bfloat16"],

@@ -216,8 +216,8 @@ def test_what_needs_a_compiler_says_so(flags: dict[str, str], flag: str) -> None
 
 
 def test_what_no_compiler_helps_with_is_refused_as_ever() -> None:
-    with pytest.raises(ValueError, match="fp8 needs a checkpoint that was quantized beforehand"):
-        native(machine=NO_COMPILER, quantization="fp8")
+    with pytest.raises(ValueError, match="awq needs a checkpoint that was quantized beforehand"):
+        native(machine=NO_COMPILER, quantization="awq")
 
 
 def test_a_plan_file_that_needs_a_compiler_says_so(native_plan: Plan) -> None:
@@ -305,7 +305,7 @@ def test_less_memory_is_told_and_refused_only_if_it_does_not_fit(native_plan: Pl
 @pytest.mark.parametrize("on", ["2xL40S", "1xH100-SXM+1xL40S"])
 def test_a_plan_for_accelerators_does_not_fit_the_native_engine(tmp_path: Path, on: str) -> None:
     plan = write_plan(tmp_path / "plan.json", "Llama-3.1-70B", "4xL40S")
-    with pytest.raises(ValueError, match="quantization fp8"):
+    with pytest.raises(ValueError, match=r"native fp8 TP 4: \d+ KV blocks take"):
         native(plan)
     mixed = write_plan(tmp_path / "mixed.json", "Llama-3.1-8B", "1xH100-SXM+1xL40S")
     with pytest.raises(ValueError, match=r"is for 1xH100-SXM\+1xL40S; one engine cannot"):
@@ -422,12 +422,14 @@ def test_on_a_gpu_it_computes_in_16_bits() -> None:
     decision = native(machine=machine)
     config = decision.config
     assert isinstance(config, EngineConfig)
-    assert (config.device, config.dtype, config.quantization) == ("cuda", "bfloat16", "none")
+    assert (config.device, config.dtype, config.quantization) == ("cuda", "bfloat16", "fp8")
     assert (config.kv_cache_dtype, config.cpus, config.num_threads) == ("auto", (), 1)
     # Weights and cache fit into what is free.
     cache = config.scheduler.num_blocks * 16 * QWEN3_0_6B.kv_bytes_per_token(2)
     assert cache + QWEN3_0_6B.weight_bytes(2) < device.free_bytes
-    assert plan_words.decision(decision.settings) == "native engine, bfloat16"
+    assert plan_words.decision(decision.settings) == "native engine, fp8 weights in bfloat16"
+    plain = native(machine=machine, quantization="none")
+    assert plan_words.decision(plain.settings) == "native engine, bfloat16"
     assert native(machine=machine, kv_cache_dtype="fp8").settings.kv_cache_dtype == "fp8"
     assert config.async_scheduling
     config = native(machine=machine, async_scheduling=False).config

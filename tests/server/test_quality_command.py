@@ -92,9 +92,9 @@ def test_a_text_of_the_users_own(
     [
         (
             ["--scheme", "int3"],
-            "scheme 'int3' is not to be had (known: none, int8, int8_g128",
+            "scheme 'int3' is not to be had (known: none, fp8, int8, int8_g128",
         ),
-        (["--scheme", "awq"], "scheme 'awq' is not to be had (known: none, int8"),
+        (["--scheme", "awq"], "scheme 'awq' is not to be had (known: none, fp8, int8"),
         (
             ["--kv-cache-dtype", "fp8"],
             "KV cache 'fp8' is not to be had (known: float32, bfloat16, int8)",

@@ -50,6 +50,7 @@ struct DecoderStep {
   const int64_t* sampled_tokens;         // [num_sampled]: rows whose logits are wanted
   int32_t num_sampled;
   float* logits;  // [num_sampled, vocabulary]
+  int32_t keeps_hidden;  // 1: the residual stream of all tokens is wanted as well, at the end
 };
 
 }  // extern "C"
@@ -78,8 +79,7 @@ inline void round_row(const Linear& l, const float* x, const Input& input, int r
 inline void round_rows(const Member& member, const Linear& l, const float* x, const Input& input,
                        int num_rows) {
   if (!l.rounds_activations) return;
-  constexpr int ITEM_INPUTS = 1024;
-  const int groups = num_groups(l), item_groups = ITEM_INPUTS / l.group;
+  const int groups = num_groups(l), item_groups = LARGEST_GROUP / l.group;
   const int items = (groups + item_groups - 1) / item_groups;
   member.share(num_rows * items, [&](int i) {
     const int row = i / items, first = i % items * item_groups;
@@ -126,7 +126,7 @@ struct StepState {
     attention.start_step();
     last_layer = step.batch;
     // The next stage wants all of them, and so does who measures layers without attention.
-    if (!d.final_norm || !d.attends) return;
+    if (!d.final_norm || !d.attends || step.keeps_hidden) return;
     if (step.num_sampled == step.batch.num_tokens || !find_sampled(step)) return;
     last_layer.query_start_loc = query_start_loc.data();
     last_layer.num_tokens = step.num_sampled;

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,7 @@ class Linear(ctypes.Structure):
         ("rounds_activations", _INT),
         ("scale_format", _INT),
         ("zeros", _POINTER),
+        ("order", _POINTER),
     )
 
 
@@ -184,6 +187,7 @@ class DecoderStep(ctypes.Structure):
         ("sampled_tokens", _POINTER),
         ("num_sampled", _INT),
         ("logits", _POINTER),
+        ("keeps_hidden", _INT),
     )
 
 
@@ -199,7 +203,7 @@ class CpuLibrary:
         self.identity = Path(library._name).stem
         """Changes with the source, the compiler and the processor."""
 
-        def function(name: str, result: type | None, *arguments: type) -> ctypes._CFuncPtr:
+        def function(name: str, result: type | None, *arguments: type) -> Callable[..., Any]:
             found = getattr(library, name)
             found.restype, found.argtypes = result, arguments
             return found  # type: ignore[no-any-return]

@@ -27,23 +27,30 @@ struct Input {
                       // where that is the same for all weights (there are no zero points)
 };
 
-// Rounds inputs `first` to `end` (a group) of one row: value = word * scale.
-inline void round_group(const Linear& l, const float* x, const Input& input, int row, int group) {
+// Rounds a group of one row, `inputs` [num_inputs]: value = word * scale.
+inline void round_group(const Linear& l, const float* inputs, const Input& input, int row,
+                        int group) {
   const int first = group * l.group, count = std::min(l.group, l.num_inputs - first);
+  const float* x = inputs + first;
+  float collected[LARGEST_GROUP];
+  if (l.order) {
+    for (int k = 0; k < count; k++) collected[k] = inputs[l.order[first + k]];
+    x = collected;
+  }
   rounded* words = input.words + int64_t(row) * num_words(l) * WORD_INPUTS + first;
   const int whole = count / LANES * LANES;
   // Magnitudes are compared as integers: so a value that is no number is the largest of all.
   ivec highest = {};
   const ivec magnitude = ivec{} + 0x7fffffff;
   for (int k = 0; k < whole; k += LANES) {
-    const ivec bits = (ivec)load(x + first + k) & magnitude;
+    const ivec bits = (ivec)load(x + k) & magnitude;
     highest = bits > highest ? bits : highest;
   }
   int32_t largest = 0;
   for (int i = 0; i < LANES; i++) largest = std::max(largest, highest[i]);
   for (int k = whole; k < count; k++) {
     int32_t bits;
-    std::memcpy(&bits, x + first + k, 4);
+    std::memcpy(&bits, x + k, 4);
     largest = std::max(largest, bits & 0x7fffffff);
   }
   float amax;
@@ -53,7 +60,7 @@ inline void round_group(const Linear& l, const float* x, const Input& input, int
   const float round_to_int = 12582912.0f;  // 1.5 * 2^23: adding it leaves no fraction bits
   ivec sums = {};
   for (int k = 0; k < whole; k += LANES) {
-    const vec shifted = (finite ? load(x + first + k) : vec{}) * inverse + round_to_int;
+    const vec shifted = (finite ? load(x + k) : vec{}) * inverse + round_to_int;
     const ivec q = (ivec)shifted - (ivec)broadcast(round_to_int);
     typedef rounded words_of_vec __attribute__((vector_size(LANES * sizeof(rounded))));
     const words_of_vec narrow = __builtin_convertvector(q, words_of_vec);
@@ -63,7 +70,7 @@ inline void round_group(const Linear& l, const float* x, const Input& input, int
   int32_t sum = 0;
   for (int i = 0; i < LANES; i++) sum += sums[i];
   for (int k = whole; k < count; k++) {
-    words[k] = finite ? rounded(std::nearbyint(x[first + k] * inverse)) : 0;
+    words[k] = finite ? rounded(std::nearbyint(x[k] * inverse)) : 0;
     sum += words[k];
   }
   for (int k = count; first + k < num_words(l) * WORD_INPUTS && k < l.group; k++) words[k] = 0;
@@ -156,8 +163,8 @@ inline void multiply_floats(const Linear& l, const uint8_t* weights, const Input
   }
 }
 
-// The same in the float family, of integer weights.
-template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP>
+// The same in the float family, of integer weights. ORDERED: inputs have another order than x.
+template <int ROWS, bool NIBBLES, bool SCALE_BY_GROUP, bool ORDERED>
 inline void multiply_decoded(const Linear& l, const uint8_t* weights, int64_t scale_at,
                              const Input& input, int row, vec (&sums)[ROWS][2]) {
   constexpr int STEP = NIBBLES ? VECTOR_BYTES : 2 * VECTOR_BYTES;
@@ -175,8 +182,9 @@ inline void multiply_decoded(const Linear& l, const uint8_t* weights, int64_t sc
       for (int j = 0; j < WORD_INPUTS && k + j < end; j++) {
         const vec w0 = decode_bytes<OFFSET>(w[0], j, zero[0]);
         const vec w1 = decode_bytes<OFFSET>(w[1], j, zero[1]);
+        const int place = ORDERED ? l.order[k + j] : k + j;
         for (int i = 0; i < ROWS; i++) {
-          const float xs = x[int64_t(i) * l.num_inputs + k + j];
+          const float xs = x[int64_t(i) * l.num_inputs + place];
           acc[i][0] += xs * w0;
           acc[i][1] += xs * w1;
         }
@@ -189,7 +197,7 @@ inline void multiply_decoded(const Linear& l, const uint8_t* weights, int64_t sc
 }
 
 // The same in the float family, of 8-bit floats.
-template <int ROWS>
+template <int ROWS, bool ORDERED>
 inline void multiply_float8(const Linear& l, const uint8_t* weights, int64_t scale_at,
                             const Input& input, int row, vec (&sums)[ROWS][2]) {
   const float* x = input.values + int64_t(row) * l.num_inputs;
@@ -199,8 +207,9 @@ inline void multiply_float8(const Linear& l, const uint8_t* weights, int64_t sca
     const int end = std::min(l.num_inputs, (g + 1) * l.group);
     for (int k = g * l.group; k < end; k++, weights += PANEL) {
       const vec w0 = load_float8(weights), w1 = load_float8(weights + LANES);
+      const int place = ORDERED ? l.order[k] : k;
       for (int i = 0; i < ROWS; i++) {
-        const float xs = x[int64_t(i) * l.num_inputs + k];
+        const float xs = x[int64_t(i) * l.num_inputs + place];
         acc[i][0] += xs * w0;
         acc[i][1] += xs * w1;
       }
@@ -298,15 +307,21 @@ inline void multiply_panel(const Linear& l, const Input& input, int panel, int f
       else if (l.rounds_activations)
         multiply_rounded<ROWS, nibbles(), by_group(), false>(l, weights, scale_at, input, row,
                                                              ahead, sums);
+      else if (l.order)
+        multiply_decoded<ROWS, nibbles(), by_group(), true>(l, weights, scale_at, input, row, sums);
       else
-        multiply_decoded<ROWS, nibbles(), by_group()>(l, weights, scale_at, input, row, sums);
+        multiply_decoded<ROWS, nibbles(), by_group(), false>(l, weights, scale_at, input, row,
+                                                             sums);
     };
     const std::true_type yes;
     const std::false_type no;
     if (l.format == FLOAT32) multiply_floats<ROWS, FLOAT32>(l, weights, input, row, sums);
     else if (l.format == BFLOAT16) multiply_floats<ROWS, BFLOAT16>(l, weights, input, row, sums);
     else if (l.format == FLOAT16) multiply_floats<ROWS, FLOAT16>(l, weights, input, row, sums);
-    else if (l.format == FLOAT8) multiply_float8<ROWS>(l, weights, scale_at, input, row, sums);
+    else if (l.format == FLOAT8 && l.order)
+      multiply_float8<ROWS, true>(l, weights, scale_at, input, row, sums);
+    else if (l.format == FLOAT8)
+      multiply_float8<ROWS, false>(l, weights, scale_at, input, row, sums);
     else if (nibbles) l.scale_by_group ? integers(yes, yes) : integers(yes, no);
     else l.scale_by_group ? integers(no, yes) : integers(no, no);
     write_tile(l, panel, row, out, sums);

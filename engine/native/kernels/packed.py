@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.native.kernels.library import SOURCES, CpuLibrary, Format, Linear, Rows, pointer
 from engine.native.kernels.library import QuantizedRows as RowsStruct
 from engine.native.memory import lazy_zeros
-from engine.native.quantization.rows import QuantizedRows
+from engine.native.quantization.rows import QuantizedRows, same_order
 
 ACTIVATION_GROUP = 256
 """Inputs whose activations share a scale where weights ask for no finer one. With 128 products of
@@ -57,10 +57,17 @@ class PackedMatrix:
     """``num_outputs`` x ``num_inputs`` weights; zeros until rows are packed into it."""
 
     def __init__(
-        self, library: CpuLibrary, num_outputs: int, num_inputs: int, layout: Layout
+        self,
+        library: CpuLibrary,
+        num_outputs: int,
+        num_inputs: int,
+        layout: Layout,
+        order: Tensor | None = None,
     ) -> None:
+        """``order`` is that of rows which are to be put in, see ``QuantizedRows``."""
         self._library = library
         self.layout = layout
+        self.order = order
         self.struct = Linear(
             num_outputs=num_outputs,
             num_inputs=num_inputs,
@@ -69,6 +76,7 @@ class PackedMatrix:
             scale_by_group=layout.scale_by_group,
             rounds_activations=layout.rounds_activations,
             scale_format=layout.scale_format,
+            order=None if order is None else pointer(order, torch.int32),
         )
         self.weights = lazy_zeros((library.packed_weight_bytes(self.struct),), torch.uint8)
         num_scales = max(1, library.packed_num_scales(self.struct))
@@ -98,6 +106,7 @@ class PackedMatrix:
     def put(self, rows: QuantizedRows, first_output: int = 0) -> None:
         """Takes in rows that are quantized as the matrix is, without rounding anything."""
         assert rows.shape[1] == self.num_inputs
+        assert same_order(rows.order, self.order)
         assert first_output + len(rows) <= self.num_outputs
         if rows.zeros is not None and self.zeros is None:
             num_scales = self._library.packed_num_scales(self.struct)

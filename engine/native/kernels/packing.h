@@ -20,7 +20,8 @@ struct Rows {
 
 // Rows of a matrix that was quantized beforehand, in the format of the packed one.
 struct QuantizedRows {
-  const int8_t* values;  // [num_rows, num_inputs]: integers from -8 or -128 on, or bytes of e4m3
+  const int8_t* values;  // [num_rows, num_inputs]: integers from -8 or -128 on, or bytes of e4m3;
+                         // inputs in the order of the matrix
   const void* scales;    // [num_rows, scale groups] in the scales' format
   const int8_t* zeros;   // [num_rows, scale groups]: values that stand for 0, or null
   int32_t first_output;
@@ -32,6 +33,7 @@ struct QuantizedRows {
 namespace packing {
 
 constexpr int LARGEST_BYTE = 127, LARGEST_NIBBLE = 7, LOWEST_NIBBLE = -8;
+constexpr float LARGEST_FLOAT8 = 448;
 
 inline void read_row(const Rows& rows, int64_t row, int count, float* to) {
   const int64_t at = row * count;
@@ -54,6 +56,16 @@ inline uint16_t to_bfloat16_above(float value) {  // for value >= 0: the least t
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return (bits + 0xffff) >> 16;
+}
+inline uint8_t to_float8(float value) {  // of e4m3 to nearest, ties to even, within its range
+  const float magnitude = std::min(std::fabs(value), LARGEST_FLOAT8);
+  uint32_t bits;
+  std::memcpy(&bits, &magnitude, 4);
+  bits = (bits + 0x7ffff + ((bits >> 20) & 1)) >> 20;  // the exponent and 3 bits of the mantissa
+  // Below the smallest normal number are multiples of 2^-9.
+  const bool is_normal = magnitude >= 0.015625f;
+  const int code = is_normal ? int(bits) - (120 << 3) : int(std::nearbyint(magnitude * 512));
+  return uint8_t(code | (std::signbit(value) ? 0x80 : 0));
 }
 // Where the weight of (output, input) stands: its byte, from the panel's beginning.
 inline int64_t byte_at(const Linear& l, int lane, int input) {
@@ -105,10 +117,12 @@ inline uint16_t scale_of(const Linear& l, const float* w, int count) {
   for (int k = 0; k < count; k++)
     if (std::fabs(w[k]) > std::fabs(largest)) largest = w[k];
   if (l.format == INT8) return to_bfloat16_above(std::fabs(largest) / LARGEST_BYTE);
+  if (l.format == FLOAT8) return to_bfloat16_above(std::fabs(largest) / LARGEST_FLOAT8);
   return nibble_scale(w, count, largest);
 }
 
 inline int quantize(const Linear& l, float w, float inverse_scale) {
+  if (l.format == FLOAT8) return to_float8(w * inverse_scale);
   const int lowest = l.format == INT4 ? LOWEST_NIBBLE : -LARGEST_BYTE;
   const int highest = l.format == INT4 ? LARGEST_NIBBLE : LARGEST_BYTE;
   return std::min(std::max(int(std::nearbyint(w * inverse_scale)), lowest), highest);
@@ -177,7 +191,7 @@ inline void unpack_row(const Linear& l, int output, float* w) {
           l.format == FLOAT8
               ? from_float16({float8_as_float16(panel[byte_at(l, lane, k)])}) * FLOAT8_UNIT
               : get(l, panel, lane, k) - (l.zeros ? l.zeros[scale] : 0);
-      w[k] = value * scale_at(l, scale);
+      w[l.order ? l.order[k] : k] = value * scale_at(l, scale);
     }
   }
 }

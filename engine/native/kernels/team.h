@@ -30,7 +30,9 @@ class Team {
 
   // Waits for the others. Whoever waits spins for some 20 us, the length of a phase: less would
   // put it to sleep between any two phases, more would keep its core from the thread it waits
-  // for where something else runs on the machine.
+  // for where something else runs on the machine. (Decode steps of a 0.6B model in int4 on two
+  // cores, alone and beside one busy process: with 5 us 10.5 and 21 ms, with 20 us 10.2 and 26 ms,
+  // with 100 us 10.2 and 55 ms. Yielding instead of spinning is no better.)
   void meet() {
     if (size_ == 1) return reset();
     const uint32_t phase = phase_.load(std::memory_order_acquire);

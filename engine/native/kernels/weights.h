@@ -50,6 +50,7 @@ constexpr int BYTE_OFFSET = 0;
 constexpr int WORD_INPUTS = 4 / sizeof(rounded);
 constexpr int VECTOR_BYTES = LANES * WORD_INPUTS;  // of 8-bit weights that meet one word
 constexpr int NIBBLE_OFFSET = 8;
+constexpr int LARGEST_GROUP = 1024;
 
 typedef uint8_t bytes __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint8_t bytes_in_memory __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
@@ -64,11 +65,14 @@ struct Linear {
   const float* bias;  // [num_outputs], or null
   int32_t num_outputs, num_inputs;
   Format format;
-  int32_t group;          // inputs whose activations share a scale, a multiple of LANES
+  int32_t group;          // inputs whose activations share a scale: a multiple of LANES, up to
+                          // LARGEST_GROUP
   int32_t scale_by_group; // whether weights have a scale for each group too, or one for all
   int32_t rounds_activations;  // the integer family
   Format scale_format;    // BFLOAT16, FLOAT16 or FLOAT32
   int8_t* zeros;  // [panels, scale groups, PANEL]: weights that stand for 0, or null: 0 itself
+  const int32_t* order;  // [num_inputs]: the place in x of each input that the matrix has, or null:
+                         // its own; of weights of 8 and 4 bits
 };
 
 }  // extern "C"

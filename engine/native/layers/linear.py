@@ -8,7 +8,7 @@ weight is held and multiplied is the ``LinearKernel``'s business.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, dtype, nn
 
@@ -16,6 +16,7 @@ from engine.native.linear.kernel import LinearKernel
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
 from engine.native.parallel.partition import kv_heads_of, part_of
 from engine.native.parameter import ModelParameter, StoredTensor, check_shape, dense, load_whole
+from engine.native.quantization.rows import QuantizedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +151,27 @@ class RowParallelLinear(nn.Module):
                 "tensor_parallel_size or quantization"
             )
         self.weight = kernel.create_weight(output_size, share, self.weight_loader)
+        self.order: Tensor | None = None
+        """Which of all ranks' inputs this one multiplies, where the groups that share a scale are
+        not made of neighbours; None is its own."""
         # Each rank has it, one adds it.
         self.bias = ModelParameter((output_size,), dtype, load_whole) if bias else None
 
     def weight_loader(self, parameter: ModelParameter, loaded: StoredTensor, part: str) -> None:
         assert not part
         check_shape(loaded, self.shape)
-        self.kernel.load_rows(parameter, loaded[:, self.held], 0)
+        rows = loaded[:, self.held]
+        if self.ranks.size > 1 and isinstance(rows, QuantizedRows) and rows.order is not None:
+            self.order, rows = rows.order.to(parameter.device), replace(rows, order=None)
+        self.kernel.load_rows(parameter, rows, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ranks.all_reduce(self.partial_sums(x))
 
     def partial_sums(self, x: Tensor) -> Tensor:
         """What this rank's inputs add to the outputs: [n, output_size]."""
+        if self.order is not None:
+            x = self.ranks.all_gather(x).index_select(-1, self.order)
         return self.kernel.run(x, self.weight, self.bias if self.ranks.rank == 0 else None)
 
 

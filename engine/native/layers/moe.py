@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from engine.native.layers.mlp import GatedMLP
 from engine.native.linear.kernel import LinearKernel
 from engine.native.linear.select import LinearKernels
+from engine.native.linear.torch_kernels import DenseLinear
 from engine.native.parallel.communicator import SINGLE_RANK, Communicator
 from engine.native.parallel.partition import part_of
 from engine.native.parameter import ModelParameter, StoredTensor, check_shape
@@ -101,6 +102,9 @@ class Experts(nn.Module):
 
     elsewhere: tuple[str, ...]
     """Names of those that only other ranks hold."""
+    stacked: tuple[Tensor, Tensor] | None
+    """Their weights one behind the other, [experts, 2 * size, hidden_size] and [experts,
+    hidden_size, size], if these are plain tensors."""
 
     def __init__(
         self,
@@ -125,7 +129,13 @@ class Experts(nn.Module):
         for expert, module in self._held.items():
             self.add_module(str(expert), module)
         self.num_experts = mlp.num_experts
+        self.stacked = _stack_weights(list(self._held.values()))
         self.elsewhere = tuple(str(expert) for expert in everyone if expert not in held)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Numbers of the experts that are held, in the order of ``stacked``."""
+        return tuple(self._held)
 
     def forward(self, hidden: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
         """What they add to the outputs of hidden states [n, hidden_size], see ``Router``.
@@ -153,6 +163,23 @@ class Experts(nn.Module):
                 output = self._held[expert].partial_sums(rows)
                 outputs.index_copy_(0, places, output.float())
         return outputs.view(*experts.shape, hidden_size)
+
+
+def _stack_weights(experts: list[GatedMLP]) -> tuple[Tensor, Tensor] | None:
+    """Makes the weights parts of two tensors, before they are filled."""
+    layers = [layer for e in experts for layer in (e.gate_up_proj, e.down_proj)]
+    if any(type(layer.kernel) is not DenseLinear for layer in layers):
+        return None
+    return _stack([e.gate_up_proj.weight for e in experts]), _stack(
+        [e.down_proj.weight for e in experts]
+    )
+
+
+def _stack(weights: list[ModelParameter]) -> Tensor:
+    stacked = weights[0].data.new_empty((len(weights), *weights[0].shape))
+    for weight, place in zip(weights, stacked, strict=True):
+        weight.data = place
+    return stacked
 
 
 def places_by_expert(experts: Tensor, num_experts: int) -> Iterator[tuple[int, Tensor]]:

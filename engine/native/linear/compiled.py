@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.native.kernels.library import load_library
 from engine.native.kernels.packed import Layout, PackedMatrix
 from engine.native.parameter import LoadedRows, ModelParameter, WeightLoader, dense
+from engine.native.quantization.rows import same_order
 
 
 class PackedParameter(ModelParameter):
@@ -19,7 +20,9 @@ class PackedParameter(ModelParameter):
 class CheckpointParameter(PackedParameter):
     """One whose matrix is made when its first rows come, in the layout that these have."""
 
-    matrix_size: tuple[int, int]
+    apart: dict[int, PackedMatrix]
+    """Rows whose inputs have another order than those of ``matrix``, where zeros stand for them, by
+    their first outputs."""
     is_empty: bool = True
 
 
@@ -44,6 +47,7 @@ class CompiledLinear:
         parts: tuple[str, ...] = (),
     ) -> PackedParameter:
         weight = PackedParameter((0,), torch.float32, weight_loader, parts)
+        weight.matrix_size = (num_outputs, num_inputs)
         weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, self.layout)
         return weight
 
@@ -61,7 +65,8 @@ class CheckpointLinear(CompiledLinear):
     """The same for weights that are held as a quantized checkpoint stores them.
 
     What was left unquantized in some layers is held as it is, too; so the layout of each weight
-    is that of the first rows that it gets.
+    is that of the first rows that it gets. Projections of the same input usually have its groups in
+    one order. Where one has not, it is multiplied apart from the others: correct, but slower.
     """
 
     def create_weight(
@@ -73,20 +78,45 @@ class CheckpointLinear(CompiledLinear):
     ) -> PackedParameter:
         weight = CheckpointParameter((0,), torch.float32, weight_loader, parts)
         weight.matrix_size = (num_outputs, num_inputs)
+        weight.apart = {}
         return weight
 
     def load_rows(self, weight: ModelParameter, rows: LoadedRows, first_output: int) -> None:
         assert isinstance(weight, CheckpointParameter)
         layout = Layout.of(rows, rounds_activations=self.layout.rounds_activations)
+        order = None if isinstance(rows, Tensor) else rows.order
         if weight.is_empty:
-            weight.matrix = PackedMatrix(self._library, *weight.matrix_size, layout)
+            num_outputs, num_inputs = weight.matrix_size
+            weight.matrix = PackedMatrix(self._library, num_outputs, num_inputs, layout, order)
             weight.is_empty = False
         if weight.matrix.layout != layout:
             raise ValueError("is stored in another form than what it is stacked with")
         if isinstance(rows, Tensor):
             weight.matrix.pack(rows, first_output)
-        else:
+        elif same_order(order, weight.matrix.order):
             weight.matrix.put(rows, first_output)
+        else:
+            num_inputs = weight.matrix.num_inputs
+            weight.apart[first_output] = PackedMatrix(
+                self._library, len(rows), num_inputs, layout, order
+            )
+            weight.apart[first_output].put(rows)
+
+    def run(self, x: Tensor, weight: ModelParameter, bias: Tensor | None) -> Tensor:
+        assert isinstance(weight, CheckpointParameter)
+        y = super().run(x, weight, bias)
+        for first, matrix in weight.apart.items():
+            outputs = slice(first, first + matrix.num_outputs)
+            y[:, outputs] = matrix.multiply(x, None if bias is None else bias[outputs])
+        return y
+
+    def look_up(self, weight: ModelParameter, outputs: Tensor) -> Tensor:
+        assert isinstance(weight, CheckpointParameter)
+        rows = super().look_up(weight, outputs)
+        for first, matrix in weight.apart.items():
+            held = (outputs >= first) & (outputs < first + matrix.num_outputs)
+            rows[held] = matrix.unpack(outputs[held] - first)
+        return rows
 
 
 def _matrix(weight: ModelParameter) -> PackedMatrix:

@@ -28,22 +28,29 @@ logger = logging.getLogger(__name__)
 
 INT8_ACTIVATIONS = "int8-activations"
 FP32_ACTIVATIONS = "fp32-activations"
+FP8_ACTIVATIONS = "fp8-activations"
+WEIGHT_ONLY = "weight-only"
 KERNELS = (
     INT8_ACTIVATIONS,
+    FP8_ACTIVATIONS,
+    WEIGHT_ONLY,
     FP32_ACTIVATIONS,
     DenseLinear.name,
     FbgemmFp16Linear.name,
     OneDnnBf16Linear.name,
 )
-"""Names that ``EngineConfig.linear_kernel`` takes beside ``auto``."""
+"""Names that ``EngineConfig.linear_kernel`` takes beside ``auto``: a CPU's implementations and a
+GPU's (``linear/cuda.py``)."""
 
 _INT8 = Layout(Format.INT8)
-_SCHEMES = {
+SCHEMES = {
+    "fp8": Layout(Format.FLOAT8),
     "int8": _INT8,
     "int8_g128": replace(_INT8, group=128, scale_by_group=True),
     "int4": Layout(Format.INT4, group=32, scale_by_group=True),
     "int4_g128": Layout(Format.INT4, group=128, scale_by_group=True),
 }
+"""In which weights are held by name; how they are multiplied aside."""
 _FORMATS = {
     torch.float32: Format.FLOAT32,
     torch.bfloat16: Format.BFLOAT16,
@@ -112,8 +119,8 @@ def choose_linear_kernels(
     quantization = spec.quantization
     if quantization is not None and scheme != quantization.scheme:
         raise ValueError(f"the checkpoint is quantized as {quantization.scheme}, not as {scheme}")
-    if quantization is None and scheme != "none" and scheme not in _SCHEMES:
-        raise ValueError(f"quantization {scheme!r} is unknown (known: none, {', '.join(_SCHEMES)})")
+    if quantization is None and scheme != "none" and scheme not in SCHEMES:
+        raise ValueError(f"quantization {scheme!r} is unknown (known: none, {', '.join(SCHEMES)})")
     if dtype is not torch.float32:
         if scheme != "none" or asked not in ("auto", DenseLinear.name):
             raise ValueError("quantization and linear kernels need dtype float32")
@@ -121,10 +128,19 @@ def choose_linear_kernels(
     if quantization is not None:
         return _as_in_checkpoint(spec, quantization, stored, asked, num_ranks, expert_parallel)
     layers = _candidates(scheme, stored, asked)
-    # Most of the quality that 4 bits lose would be lost in the head.
-    heads = layers if not scheme.startswith("int4") else _candidates("int8", stored, asked)
+    head = head_scheme(scheme)
+    heads = layers if head == scheme else _candidates(head, stored, asked)
     router = _router(stored, asked)
     return _fastest(spec, layers, heads, router, num_ranks, expert_parallel)
+
+
+def head_scheme(scheme: str) -> str:
+    """What the embedding and the head are held in.
+
+    Most of the quality that 4 bits lose would be lost in the head; and much of what FP8 loses,
+    whose numbers have 4 significant bits.
+    """
+    return "int8" if scheme == "fp8" or scheme.startswith("int4") else scheme
 
 
 def _router(stored: torch.dtype, asked: str) -> LinearKernel:
@@ -216,7 +232,9 @@ def _candidates(scheme: str, stored: torch.dtype, asked: str) -> list[LinearKern
 def _compiled_layouts(scheme: str, stored: torch.dtype) -> dict[str, Layout]:
     if scheme == "none":
         return {FP32_ACTIVATIONS: Layout(_FORMATS[stored])}
-    layout = _SCHEMES[scheme]
+    layout = SCHEMES[scheme]
+    if layout.format is Format.FLOAT8:
+        return {FP32_ACTIVATIONS: layout}
     return {
         INT8_ACTIVATIONS: replace(layout, rounds_activations=True),
         FP32_ACTIVATIONS: layout,

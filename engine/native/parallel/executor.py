@@ -20,6 +20,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.grammar import GrammarCompiler
 from engine.loop import ExecutorError
 from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.parallel.communicator import CommunicatorError
@@ -78,6 +79,11 @@ class ParallelExecutor:
         return self._runner.spec
 
     @property
+    def grammars(self) -> GrammarCompiler:
+        """Of this rank; the others compile a grammar when its first sequence starts."""
+        return self._runner.grammars
+
+    @property
     def detail(self) -> str:
         """What ``auto`` came to, for people."""
         return f"{self._config.num_ranks} ranks, {self._runner.detail}"
@@ -107,10 +113,12 @@ class ParallelExecutor:
         lane, plan, began_s = self._in_flight.popleft()
         with self._noticing_losses():
             if self._overlapping is not None:
-                self._previous[lane] = self._overlapping.collect()
-                return self._previous[lane]
-            self._previous[lane] = self._runner.execute(plan, lane)
-        return replace(self._previous[lane], duration_s=time.perf_counter() - began_s)
+                result = self._overlapping.collect()
+            else:
+                result = self._runner.execute(plan, lane)
+                result = replace(result, duration_s=time.perf_counter() - began_s)
+        self._previous[lane] = StepResult(result.sampled_token_ids)
+        return result
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Runs one step of the first lane, while none is in flight."""

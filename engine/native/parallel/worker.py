@@ -73,7 +73,7 @@ def _run(socket: zmq.Socket[bytes]) -> None:
     _send(socket, Started())
     runner = ModelRunner(join.config, *join_groups(join.config, join.rank, join.directory))
     _send(socket, Loaded())
-    executor = OverlappingExecutor(runner)
+    executor = OverlappingExecutor(runner) if join.config.async_scheduling else None
     last = [StepResult()] * join.config.num_lanes
     while True:
         message = _receive(socket)
@@ -81,7 +81,7 @@ def _run(socket: zmq.Socket[bytes]) -> None:
         lane, ahead = 0, False
         if isinstance(message, Step):
             lane, ahead = message.lane, message.ahead
-        if executor.is_busy and not ahead:
+        if executor is not None and executor.is_busy and not ahead:
             last[0] = executor.collect()
         if not runner.samples:
             runner.take_in(message.previous, lane)
@@ -90,7 +90,7 @@ def _run(socket: zmq.Socket[bytes]) -> None:
         if isinstance(message, Score):
             runner.forward(message.plan)
             last[lane] = StepResult()
-        elif not join.config.async_scheduling:
+        elif executor is None:
             last[lane] = runner.execute(message.plan, lane)
         else:
             # Its tokens are needed when the next message comes, and that may come before.

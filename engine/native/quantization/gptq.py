@@ -1,18 +1,18 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) in the packing of AutoGPTQ and GPTQModel.
 
 ``qweight`` int32 [inputs * bits / 32, outputs], ``qzeros`` int32 [groups, outputs * bits / 32],
-``scales`` [groups, outputs], and perhaps ``g_idx`` [inputs], the group of each input. The first
-version of the format stores zero points less 1.
+``scales`` [groups, outputs], and perhaps ``g_idx`` [inputs], the group of each input: that of its
+neighbours, or with ``desc_act`` any. The first version of the format stores zero points less 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from engine.native.kernels.library import Format
+from engine.native.quantization.group_order import sort_by_group
 from engine.native.quantization.handler import check_shape, required
 from engine.native.quantization.rows import QuantizedRows
 from engine.native.quantization.words import signed, unpack_words
@@ -30,13 +30,12 @@ class Gptq:
     def convert(self, tensors: Mapping[str, Tensor]) -> QuantizedRows:
         bits = self._bits
         values = signed(unpack_words(required(tensors, "qweight").T, bits), bits)
-        if "g_idx" in tensors:
-            check_group_order(tensors["g_idx"], values.shape[1], self._group)
+        values, order = sort_by_group(values, tensors.get("g_idx"), self._group)
         zeros = self._zeros(unpack_words(required(tensors, "qzeros"), bits))
         scales = required(tensors, "scales")
         check_shape(scales, "scales", list(zeros.shape))
         held = Format.INT4 if bits == 4 else Format.INT8
-        return QuantizedRows(held, values, scales.T, _unless_symmetric(zeros.T), self._group)
+        return QuantizedRows(held, values, scales.T, _unless_symmetric(zeros.T), self._group, order)
 
     def _zeros(self, stored: Tensor) -> Tensor:
         if self._zeros_less_one:
@@ -44,19 +43,6 @@ class Gptq:
                 raise ValueError("has a zero point of 256, which 8 bits do not hold")
             stored = stored + 1
         return signed(stored, self._bits)
-
-
-def check_group_order(g_idx: Tensor, num_inputs: int, group: int | None) -> None:
-    """
-    Raises:
-        ValueError: inputs are not grouped in their own order.
-    """
-    expected = torch.arange(num_inputs) // (group or num_inputs)
-    if not torch.equal(g_idx.long(), expected):
-        raise ValueError(
-            "groups its inputs by activation order (desc_act), which is not supported: take a "
-            "checkpoint that was quantized without it"
-        )
 
 
 def _unless_symmetric(zeros: Tensor) -> Tensor | None:

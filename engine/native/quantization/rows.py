@@ -18,7 +18,8 @@ _GROUP_STEP, _LARGEST_GROUP = 16, 1024
 class QuantizedRows:
     """Weights ``(value - zero) * scale``, exactly as the checkpoint means them.
 
-    Slices as a tensor of its shape does: by outputs, or by outputs and inputs.
+    Slices as a tensor of its shape does: by outputs, or by outputs and inputs, whose groups stay
+    whole.
 
     Raises:
         ValueError: the parts do not fit together, or the kernels have no such groups.
@@ -34,9 +35,13 @@ class QuantizedRows:
     """int8 [n, groups]: the integers that stand for 0; None is 0 itself."""
     group: int | None = None
     """Inputs that share a scale; None is all of them."""
+    order: Tensor | None = None
+    """Which of the model's inputs each one here is, where groups are not made of neighbours: int32
+    [num_inputs]; products are with ``x[:, order]``. None is ``x`` as it is."""
 
     def __post_init__(self) -> None:
         num_outputs, num_inputs = self.values.shape
+        assert self.order is None or self.order.shape == (num_inputs,)
         if self.group is not None and self.group >= num_inputs:
             object.__setattr__(self, "group", None)
         group = self.group
@@ -82,4 +87,12 @@ class QuantizedRows:
             values=self.values[outputs, inputs],
             scales=self.scales[outputs, groups],
             zeros=zeros,
+            order=None if self.order is None else self.order[inputs],
         )
+
+
+def same_order(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two matrices multiply the same ``x[:, order]``."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)

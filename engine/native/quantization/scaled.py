@@ -3,7 +3,8 @@
 ``weight`` [outputs, inputs] with ``weight_scale`` (compressed-tensors, FBGEMM, and FP8 checkpoints
 with one scale a tensor) or ``weight_scale_inv`` (the blocks of DeepSeek and Qwen; whatever its name
 says, weights are multiplied with it). There is one scale for the whole, for each output, for each
-group of inputs of an output, or for each square block.
+group of inputs of an output (perhaps with ``weight_g_idx``, the group of each input), or for each
+square block.
 """
 
 from __future__ import annotations
@@ -14,16 +15,27 @@ import torch
 from torch import Tensor
 
 from engine.native.kernels.library import Format
+from engine.native.quantization.group_order import sort_by_group
 from engine.native.quantization.handler import required
 from engine.native.quantization.rows import QuantizedRows
 
 _FORMATS = {torch.int8: Format.INT8, torch.float8_e4m3fn: Format.FLOAT8}
 _NOT_A_NUMBER = 0x7F
 """Of e4m3, besides the sign."""
+_UNSET = -1
+"""In ``weight_g_idx``: the compressed-tensors library goes without it then."""
+
+
+def g_idx_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The group of each input, where groups are not simply made of neighbours."""
+    g_idx = tensors.get("weight_g_idx")
+    return None if g_idx is None or (g_idx == _UNSET).any() else g_idx
 
 
 class Scaled:
-    parts = frozenset({"weight", "weight_scale", "weight_scale_inv", "weight_zero_point"})
+    parts = frozenset(
+        {"weight", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx"}
+    )
     unused = frozenset({"input_scale", "input_zero_point", "input_scale_ub", "output_scale"}) | {
         f"{cached}_{what}" for cached in "kv" for what in ("scale", "zero_point")
     }
@@ -49,7 +61,8 @@ class Scaled:
         values = weight.view(torch.int8)
         if held is Format.FLOAT8 and ((values & _NOT_A_NUMBER) == _NOT_A_NUMBER).any():
             raise ValueError("holds weights that are not numbers")
-        return QuantizedRows(held, values, scales, zeros, group)
+        values, order = sort_by_group(values, g_idx_of(tensors), group)
+        return QuantizedRows(held, values, scales, zeros, group, order)
 
     def _expand(self, scales: Tensor, name: str, shape: torch.Size) -> tuple[Tensor, int | None]:
         """Scales as [outputs, groups], and the inputs of a group."""

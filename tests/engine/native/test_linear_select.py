@@ -72,6 +72,17 @@ def test_a_kernel_by_name(scheme: str, asked: str) -> None:
     assert kernels.head.layout.format.name == "INT8"
 
 
+def test_floats_of_8_bits_are_multiplied_in_float32() -> None:
+    kernels = choose("fp8")
+    assert isinstance(kernels.qkv, CompiledLinear)
+    assert kernels.qkv.name == "fp32-activations"
+    assert kernels.qkv.layout.format.name == "FLOAT8"
+    assert isinstance(kernels.head, CompiledLinear)
+    assert kernels.head.layout.format.name == "INT8"
+    with pytest.raises(ValueError, match=r"cannot hold fp8 weights .these can: fp32-act"):
+        choose("fp8", "fp8-activations")
+
+
 @pytest.mark.parametrize("asked", ["torch", "fbgemm-fp16", "onednn-bf16", "fp32-activations"])
 def test_every_implementation_multiplies(asked: str) -> None:
     kernel = choose("none", asked).qkv

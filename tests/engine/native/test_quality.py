@@ -34,6 +34,7 @@ BOUNDS = {
     ("int8", "bfloat16"): MOST_KL[8],
     ("int8", "int8"): MOST_KL[8],
     ("int8_g128", "bfloat16"): MOST_KL[8],
+    ("fp8", "bfloat16"): MOST_KL[8],
     ("int4", "bfloat16"): MOST_KL[4],
     ("int4", "int8"): MOST_KL[4],
     ("int4_g128", "bfloat16"): MOST_KL[4],
@@ -42,7 +43,9 @@ BOUNDS = {
 
 @pytest.mark.parametrize("kernel", [INT8_ACTIVATIONS, FP32_ACTIVATIONS])
 def test_schemes_keep_to_their_bounds(kernel: str, conversations: list[tuple[int, ...]]) -> None:
-    forms = [ModelForm(*form, kernel if form[0] != "none" else "auto") for form in BOUNDS]
+    forms = [
+        ModelForm(*form, kernel if form[0] not in ("none", "fp8") else "auto") for form in BOUNDS
+    ]
     found = list(measure(BUNDLED_MODEL_DIR, forms, conversations))
     for (form, bound), quality in zip(BOUNDS.items(), found, strict=True):
         assert 0 < quality.mean_kl < bound, form

@@ -256,11 +256,15 @@ def test_a_step_without_work_only_keeps_the_books(checkpoint: Path) -> None:
 def test_noise_in_place_of_weights(family: str, tmp_path: Path) -> None:
     make_checkpoint(family, tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    runner = make_runner(tmp_path, load_format="random", linear_kernel="torch")
-    logits = logits_of(runner, random_prompts([5, 9]), whole)
-    assert all(rows.isfinite().all() and rows.std() > 0.01 for rows in logits.values())
-    with pytest.raises(ValueError, match="random weights need linear_kernel torch"):
-        make_runner(tmp_path, load_format="random")
+    for fields in (
+        {"linear_kernel": "torch"},
+        {},
+        {"quantization": "int4"},
+        {"quantization": "fp8"},
+    ):
+        runner = make_runner(tmp_path, load_format="random", **fields)
+        logits = logits_of(runner, random_prompts([5, 9]), whole)
+        assert all(rows.isfinite().all() and rows.std() > 0.01 for rows in logits.values())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -294,7 +298,7 @@ def test_the_number_of_threads_is_as_asked(checkpoint: Path) -> None:
         ({"attention_backend": "native", "dtype": "float16"}, "needs dtype float32"),
         (
             {"quantization": "int3"},
-            r"quantization 'int3' is unknown \(known: none, int8, int8_g128",
+            r"quantization 'int3' is unknown \(known: none, fp8, int8, int8_g128",
         ),
         ({"quantization": "int8", "dtype": "bfloat16"}, "need dtype float32"),
         ({"linear_kernel": "blas"}, "linear_kernel 'blas' is unknown"),

@@ -33,6 +33,7 @@ async def test_an_answer_has_openais_shape(serve: Serve, tokenizer: Tokenizer) -
         "completion_tokens": num_tokens,
         "total_tokens": len(prompt) + num_tokens,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert tokenizer.decode(prompt, skip_special_tokens=False) == (
         "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"

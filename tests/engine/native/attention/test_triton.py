@@ -145,4 +145,8 @@ def test_every_launch_compiles_for_gpus(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     compiled = set(result.stdout.splitlines())
     kernels = ("store", "decode", "merge", "chunk", "rms_norm", "rotate", "silu_and_mul", "sample")
-    assert compiled == {f"{gpu} {name}_kernel" for gpu in (80, 90) for name in kernels}
+    products = ("weight_only", "rounded", "sum_splits", "round")
+    experts = ("gate_up", "down", "combine")
+    assert compiled == {
+        f"{gpu} {name}_kernel" for gpu in (80, 89, 90) for name in (*kernels, *products, *experts)
+    }

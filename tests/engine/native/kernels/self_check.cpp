@@ -15,7 +15,7 @@ static void expect(bool holds, const char* what, int format, int inputs) {
 
 static void check(Format format, int group, bool by_group, bool rounds, int outputs, int inputs) {
   Linear l{nullptr, nullptr, nullptr, outputs, inputs, format, group, by_group, rounds,
-           BFLOAT16, nullptr};
+           BFLOAT16, nullptr, nullptr};
   std::vector<uint8_t> weights(packed_weight_bytes(&l));
   std::vector<uint16_t> scales(packed_num_scales(&l) + 1);
   l.weights = weights.data();
@@ -50,11 +50,15 @@ static void check(Format format, int group, bool by_group, bool rounds, int outp
   expect(std::sqrt(error / size) < (rounds ? 0.012 : 1e-5), "the product is wrong", format, inputs);
 }
 
-// Weights that were quantized beforehand: held as they are, zero points included.
+// Weights that were quantized beforehand: held as they are, zero points and the order of their
+// inputs included.
 static void check_quantized(Format format, int group, bool by_group, bool rounds, Format scales_in,
                             bool has_zeros, int outputs, int inputs) {
   Linear l{nullptr, nullptr, nullptr, outputs, inputs, format, group, by_group, rounds,
-           scales_in, nullptr};
+           scales_in, nullptr, nullptr};
+  std::vector<int32_t> order(inputs);
+  for (int k = 0; k < inputs; k++) order[k] = inputs - 1 - k;
+  if (has_zeros || format == FLOAT8) l.order = order.data();
   const int groups = num_scale_groups(l), size = scales_in == FLOAT32 ? 4 : 2;
   std::vector<uint8_t> weights(packed_weight_bytes(&l)), scales(packed_num_scales(&l) * size);
   std::vector<int8_t> zeros(packed_num_scales(&l));
@@ -98,8 +102,8 @@ static void check_quantized(Format format, int group, bool by_group, bool rounds
                                     : std::ldexp(float(mantissa), -9);
       const float value = format == FLOAT8 ? (v < 0 ? -float8 : float8)
                                            : v - (has_zeros ? stored_zeros[at] : 0);
-      expect(held[n * inputs + k] == value * meant[at], "a weight is not what was stored", format,
-             inputs);
+      expect(held[n * inputs + (l.order ? order[k] : k)] == value * meant[at],
+             "a weight is not what was stored", format, inputs);
     }
   constexpr int ROWS = 13;
   std::normal_distribution<float> normal;

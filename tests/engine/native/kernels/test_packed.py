@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_integers_are_as_near_as_their_bits_allow(
         else:
             error = (part - near).square().mean(dim=1)
             assert (error <= (largest.squeeze(1) / 7).square() / 12 * 1.3 + 1e-12).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_floats_of_8_bits_are_the_nearest(architecture: str, shape: tuple[int, int]) -> None:
+    """Beside a scale in bfloat16 that keeps every weight within their range."""
+    weights = random_matrix(*shape)
+    weights[0] *= 1e-3
+    weights[0, 0] = 0.5  # so that others become subnormal
+    actual = weights_of(packed(architecture, Layout(Format.FLOAT8), weights))
+    largest = weights.abs().amax(dim=1, keepdim=True) / 448
+    above = (largest.view(torch.int32) + 0xFFFF) >> 16
+    scales = above.to(torch.int16).view(torch.bfloat16).float()
+    scaled = (weights * (1 / scales)).clamp(-448, 448)
+    assert torch.equal(actual, scaled.to(torch.float8_e4m3fn).float() * scales)
+    assert ((actual - weights).abs() <= weights.abs() / 16 + 2**-9 * scales).all()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -262,6 +279,27 @@ def test_rows_that_are_quantized_already(
         assert torch.equal(matrix.multiply(x[:count]), actual[:count])
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", QUANTIZED, ids=str)
+@pytest.mark.parametrize("rounds", [True, False])
+def test_inputs_in_another_order(
+    architecture: str, kind: tuple[Format, int | None, torch.dtype, bool], rounds: bool
+) -> None:
+    """The same bits as of inputs that are put in that order beforehand."""
+    rows = quantized_rows(70, 200, kind)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3)).int()
+    layout = Layout.of(rows, rounds_activations=rounds)
+    library = load_library(architecture)
+    plain = PackedMatrix(library, 70, 200, layout)
+    plain.put(rows)
+    matrix = PackedMatrix(library, 70, 200, layout, order)
+    matrix.put(replace(rows, order=order))
+    assert torch.equal(weights_of(matrix)[:, order], weights_of(plain))
+    x = random_matrix(19, 200, seed=1)
+    for count in (1, 8, 19):
+        assert torch.equal(matrix.multiply(x[:count]), plain.multiply(x[:count, order]))
+
+
 def test_zero_points_may_come_with_later_rows() -> None:
     """What was stacked before them has none: 0 stands for 0 there."""
     plain = quantized_rows(20, 64, (Format.INT4, 32, torch.float16, False))
@@ -281,6 +319,11 @@ def test_quantized_rows_are_sliced_like_a_tensor() -> None:
     assert torch.equal(meant(whole[:, 10:30]), meant(whole)[:, 10:30])
     with pytest.raises(ValueError, match="has groups of 32 inputs, which cannot be divided"):
         rows[:, 16:48]
+    order = torch.arange(128).flip(0).int()
+    part = replace(rows, order=order)[8:24, 64:128]
+    assert torch.equal(part.values, rows.values[8:24, 64:128])
+    assert part.order is not None
+    assert part.order.tolist() == list(range(63, -1, -1))
 
 
 @pytest.mark.parametrize("group", [8, 24, 2048])

@@ -147,7 +147,17 @@ def test_a_split_through_a_group_of_weights_is_one_clear_line(tmp_path: Path) ->
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["awq-g32", "gptq-int8-asym-g32", "ct-w8a8", "fp8-tensor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "awq-g32",
+        "gptq-int8-asym-g32",
+        "gptq-asym-act-g32",
+        "gptq-act-apart-g32",
+        "ct-w8a8",
+        "fp8-tensor",
+    ],
+)
 def test_a_quantized_checkpoint_is_split_like_any_other(name: str, tmp_path: Path) -> None:
     stored, _ = make_quantized(FORMATS[name], tmp_path)
     quantization = ModelSpec.from_directory(stored).quantization
@@ -157,6 +167,18 @@ def test_a_quantized_checkpoint_is_split_like_any_other(name: str, tmp_path: Pat
     first, second = logits(stored, 2, **fields)
     assert largest_difference(first, expected) < 1e-4
     assert all(torch.equal(first[i], second[i]) for i in PROMPTS)
+
+
+def test_experts_whose_groups_are_in_activation_order_are_split(tmp_path: Path) -> None:
+    """Each rank multiplies inputs of all of them."""
+    published = FORMATS["gptq-asym-act-g32"]
+    stored, _ = make_quantized(published, tmp_path, family="qwen3_moe", moe_intermediate_size=64)
+    fields = {"quantization": "gptq", "linear_kernel": "fp32-activations"}
+    (expected,) = logits(stored, 1, **fields)
+    for expert_parallel in (False, True):
+        first, second = logits(stored, 2, enable_expert_parallel=expert_parallel, **fields)
+        assert largest_difference(first, expected) < 1e-4
+        assert all(torch.equal(first[i], second[i]) for i in PROMPTS)
 
 
 def test_quantized_experts_are_divided_whole(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.native.compiled_forward import CompiledForward
+from engine.native.forward import ModularForward
 from engine.native.linear.compiled import CompiledLinear, PackedParameter
 from engine.native.linear.select import FP32_ACTIVATIONS, INT8_ACTIVATIONS
 from engine.native.loader import WeightLoadingError
@@ -118,17 +120,53 @@ def test_modules_that_were_left_unquantized(name: str, skip: str, tmp_path: Path
     torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
 
 
-def test_biases_and_tied_embeddings_stay(tmp_path: Path) -> None:
-    stored, meant = make_quantized(FORMATS["awq"], tmp_path, family="qwen2")
+@pytest.mark.parametrize("name", ["awq", "gptq-act-apart-g32"])
+def test_biases_and_tied_embeddings_stay(name: str, tmp_path: Path) -> None:
+    stored, meant = make_quantized(FORMATS[name], tmp_path, family="qwen2")
     actual = logits_of(runner_of(stored))
     torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
-@pytest.mark.parametrize("name", ["awq", "gptq-v2-asym-g32", "ct-w8a8", "fp8-block", "fp8-tensor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "awq",
+        "gptq-v2-asym-g32",
+        "gptq-asym-act-g32",
+        "gptq-act-apart-g32",
+        "ct-w8a8",
+        "fp8-block",
+        "fp8-tensor",
+    ],
+)
 def test_experts(name: str, family: str, tmp_path: Path) -> None:
     fields = {"moe_intermediate_size": 128} if family == "qwen3_moe" else {}
     stored, meant = make_quantized(FORMATS[name], tmp_path, family=family, **fields)
+    actual = logits_of(runner_of(stored))
+    torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward"),
+    [
+        ("gptq-sym", CompiledForward),
+        ("gptq-asym-act-g32", CompiledForward),
+        ("ct-int4-asym-act-g32", CompiledForward),
+        ("gptq-act-apart-g32", ModularForward),
+    ],
+)
+def test_a_common_activation_order_costs_no_compiled_step(
+    name: str, forward: type, tmp_path: Path
+) -> None:
+    stored, _ = make_quantized(FORMATS[name], tmp_path)
+    assert type(runner_of(stored)._forward) is forward
+
+
+def test_an_order_that_was_never_set_is_that_of_the_model(tmp_path: Path) -> None:
+    """As compressed-tensors begins with, and takes it."""
+    stored, meant = make_quantized(FORMATS["ct-int4-g128"], tmp_path)
+    change(stored, lambda t: t.update({f"{PROJECTION}.weight_g_idx": torch.full((256,), -1)}))
     actual = logits_of(runner_of(stored))
     torch.testing.assert_close(actual, logits_of(runner_of(meant)), atol=2e-4, rtol=1e-4)
 
@@ -212,7 +250,12 @@ def test_what_the_engine_has_no_use_for_is_skipped(tmp_path: Path) -> None:
         (
             "gptq-sym",
             lambda t: t.update({f"{PROJECTION}.g_idx": torch.randint(0, 2, (256,)).int()}),
-            "groups its inputs by activation order .desc_act., which is not supported",
+            "has a g_idx that does not put 128 of its 256 inputs in each group",
+        ),
+        (
+            "gptq-act",
+            lambda t: t.update({f"{PROJECTION}.g_idx": torch.arange(128).int() // 128}),
+            r"has g_idx of shape \[128\], not \[256\]",
         ),
         (
             "fp8-block",

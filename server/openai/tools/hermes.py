@@ -1,34 +1,14 @@
-"""Reading tool calls out of generated text.
+"""Tool calls as Hermes and Qwen models write them.
 
-The Hermes convention, which Qwen models share: each call stands between ``<tool_call>`` and
-``</tool_call>`` as ``{"name": ..., "arguments": {...}}``.
+Each stands between ``<tool_call>`` and ``</tool_call>`` as ``{"name": ..., "arguments": {...}}``.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-
-import msgspec
+from server.openai.tools.calls import ParsedText, ToolCall, parse_call, partial_tag_length
 
 OPENING_TAG = "<tool_call>"
 CLOSING_TAG = "</tool_call>"
-MARKERS = (OPENING_TAG, CLOSING_TAG)
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    name: str
-    arguments: str
-    """A JSON object, as text."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedText:
-    """What a piece of output turned out to be."""
-
-    content: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class HermesToolParser:
@@ -72,7 +52,7 @@ class HermesToolParser:
     def _take_content(self, content: list[str]) -> bool:
         before, tag, after = self._buffer.partition(OPENING_TAG)
         if not tag:
-            cut = len(before) - _partial_tag_length(before, OPENING_TAG)
+            cut = len(before) - partial_tag_length(before, OPENING_TAG)
             before, after = before[:cut], before[cut:]
         self._emit(before, content)
         self._buffer = after
@@ -110,23 +90,3 @@ class HermesToolParser:
         if body:
             content.append(body)
             self._after_call = False
-
-
-def parse_call(body: str) -> ToolCall | None:
-    """The call that stands between two tags; None when it is not one."""
-    try:
-        call = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        return None
-    if not isinstance(call, dict):
-        return None
-    name, arguments = call.get("name"), call.get("arguments", {})
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
-
-
-def _partial_tag_length(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that is a proper beginning of ``tag``."""
-    longest = min(len(text), len(tag) - 1)
-    return next((k for k in range(longest, 0, -1) if tag.startswith(text[-k:])), 0)

@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.openai.tool_calls import HermesToolParser, ToolCall, parse_call
+from server.openai.tools.calls import ToolCall, parse_call
+from server.openai.tools.hermes import HermesToolParser
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 PARSED = ToolCall("f", '{"a": 1}')
