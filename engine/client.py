@@ -168,6 +168,9 @@ class EngineClient:
     def steps(self) -> StepTotals:
         return self._steps
 
+    def predicted_wait_s(self) -> float:
+        return self._queue.wait_s
+
     def health(self) -> EngineHealth:
         return self._health
 

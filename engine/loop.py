@@ -99,6 +99,7 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         return EngineStats(
             scheduler=self._scheduler.stats(),
+            num_compiling=sum(waiting.request.n for waiting in self._compiling.values()),
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
         )

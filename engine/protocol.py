@@ -39,6 +39,8 @@ class EngineStats:
     """The newest figures an engine sent; reading them never waits on its loop."""
 
     scheduler: SchedulerStats = field(default_factory=SchedulerStats)
+    num_compiling: int = 0
+    """Sequences that wait for their grammar, before the scheduler knows of them."""
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps since the engine started; of steps side by side, in each."""
@@ -48,13 +50,14 @@ class EngineStats:
         """The figures of lanes that run side by side, added up."""
         return cls(
             scheduler=SchedulerStats.total(part.scheduler for part in parts),
+            num_compiling=sum(part.num_compiling for part in parts),
             num_steps=sum(part.num_steps for part in parts),
             step_seconds=sum(part.step_seconds for part in parts),
         )
 
     def counters(self) -> EngineStats:
         """What still counts when the engine is gone."""
-        return replace(self, scheduler=self.scheduler.counters())
+        return replace(self, scheduler=self.scheduler.counters(), num_compiling=0)
 
 
 class EngineError(Exception):
@@ -104,6 +107,10 @@ class Engine(Protocol):
 
     def steps(self) -> StepTotals:
         """Of all steps, those of engines that died among them."""
+        ...
+
+    def predicted_wait_s(self) -> float:
+        """What a request that came now would wait for its first step; 0 if nobody can tell."""
         ...
 
     def health(self) -> EngineHealth: ...

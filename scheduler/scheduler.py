@@ -30,13 +30,13 @@ from scheduler.assumed import AssumedStep
 from scheduler.config import SchedulerConfig
 from scheduler.output_details import unreported
 from scheduler.policy import prefill_share, virtual_deadline
+from scheduler.reporting import Reporting
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.speculation import Speculation
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import (
     ScheduledSequence,
-    SequenceHistory,
     SequenceOutput,
     StartedSequence,
     StepPlan,
@@ -66,9 +66,7 @@ class Scheduler:
         self._assumed = AssumedStep()
         self._next_sequence_id = 0
         self._next_step_id = 0
-        self._num_preemptions = 0
-        self._num_prompt_tokens = 0
-        self._num_output_tokens = 0
+        self._reporting = Reporting()
         self._speculation = Speculation(config, step_time)
 
     # ------------------------------------------------------------------ requests come and go
@@ -161,7 +159,7 @@ class Scheduler:
                 left -= chunks[sequence]
                 if left == 0:
                     break
-        self._note_start(started, now_s)
+        self._reporting.started(started, now_s)
         new_blocks.update((sequence, sequence.block_table) for sequence in started)
         if left > 0:
             for sequence in sorted(chunks, key=by_order):
@@ -227,21 +225,10 @@ class Scheduler:
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
                         details=details,
-                        history=self._count(sequence, len(token_ids)),
+                        history=self._reporting.gave(sequence, len(token_ids)),
                     )
                 )
         return outputs
-
-    def _count(self, sequence: Sequence, num_new: int) -> SequenceHistory | None:
-        """Counts new tokens; returns what their receiver does not know yet of the sequence."""
-        self._num_output_tokens += num_new
-        if sequence.num_preemptions_told == sequence.num_preemptions:
-            return None
-        if sequence.num_preemptions_told < 0 and sequence.index == 0:
-            self._num_prompt_tokens += sequence.num_prompt_tokens
-        sequence.num_preemptions_told = sequence.num_preemptions
-        assert sequence.scheduled_at is not None
-        return SequenceHistory(sequence.scheduled_at, sequence.num_preemptions)
 
     # ------------------------------------------------------------------ many steps at once
 
@@ -308,11 +295,6 @@ class Scheduler:
         return max(0, needed - len(sequence.block_table))
 
     # ------------------------------------------------------------------ parts of a step
-
-    def _note_start(self, started: Iterable[Sequence], now_s: float) -> None:
-        for sequence in started:
-            if sequence.scheduled_at is None:
-                sequence.scheduled_at = now_s
 
     def _schedule_single_tokens(self) -> tuple[dict[Sequence, int], dict[Sequence, list[int]]]:
         """One token for every running sequence that wants just one, in order.
@@ -457,8 +439,7 @@ class Scheduler:
             # A token that it is just sampling is sampled again, as the same one.
             self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
-            self._num_preemptions += 1
-            sequence.num_preemptions += 1
+            self._reporting.preempted(sequence)
         self._admission.give_way(sequence)
         return sequence
 
@@ -493,25 +474,7 @@ class Scheduler:
         return [sequence.num_computed_tokens for sequence in self._running]
 
     def stats(self) -> SchedulerStats:
-        admission = self._admission
-        return SchedulerStats(
-            num_running=len(admission.running),
-            num_waiting=len(admission.waiting) + len(admission.following),
-            num_following=len(admission.following),
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free,
-            num_cached_blocks=self._pool.num_cached,
-            num_prefix_queries=admission.num_prefix_queries,
-            num_prefix_hits=admission.num_prefix_hits,
-            num_evictions=self._pool.num_evictions,
-            num_preemptions=self._num_preemptions,
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_output_tokens=self._num_output_tokens,
-            num_drafts=self._speculation.num_drafts,
-            num_draft_tokens=self._speculation.num_draft_tokens,
-            num_accepted_tokens=self._speculation.num_accepted_tokens,
-            num_accepted_at=tuple(self._speculation.num_accepted_at),
-        )
+        return self._reporting.stats(self._admission, self._speculation)
 
     def check_integrity(self) -> None:
         """Compares everything that is stored twice; cheap enough to call whenever idle.

@@ -39,7 +39,7 @@ class DeploymentFigures(Collector):
         self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._families.info("ridgeline_build_info", {"version": ridgeline_version()})
+        yield from self._families.infos("ridgeline_build_info", [{"version": ridgeline_version()}])
         startup_s = {**self.startup_s, **self._engine.health().startup_s}
         yield from self._families.labelled(
             "ridgeline_startup_seconds", [((part,), s) for part, s in startup_s.items()]
@@ -54,15 +54,24 @@ class DeploymentFigures(Collector):
             yield from self._cache(self._deployment.settings)
 
     def _plan(self, deployment: Deployment) -> Iterator[Metric]:
-        plan, settings = deployment.plan, deployment.settings
-        labels = asdict(settings) | {
-            "engine_kind": settings.engine,
-            "hardware": deployment.hardware,
-            "workload": plan.workload,
-            "objective": plan.objective,
-            "slo": plan.slo,
-        }
-        yield from self._families.info("ridgeline_plan_info", labels)
+        plan = deployment.plan
+        pools = [(pool.hardware, pool.plan) for pool in plan.pools]
+        if len(pools) <= 1:
+            pools = [(deployment.hardware, deployment.settings)]
+        yield from self._families.infos(
+            "ridgeline_plan_info",
+            [
+                asdict(settings)
+                | {
+                    "engine_kind": settings.engine,
+                    "hardware": hardware,
+                    "workload": plan.workload,
+                    "objective": plan.objective,
+                    "slo": plan.slo,
+                }
+                for hardware, settings in pools
+            ],
+        )
         if plan.prediction is None:
             return
         yield from self._families.labelled(
@@ -83,7 +92,7 @@ class DeploymentFigures(Collector):
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "kv_cache_size_tokens": settings.block_size * settings.num_kv_blocks,
         }
-        yield from self._families.info("vllm:cache_config_info", labels)
+        yield from self._families.infos("vllm:cache_config_info", [labels])
 
 
 def _expected(plan: Plan) -> Iterator[Labelled]:

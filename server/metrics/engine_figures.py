@@ -22,7 +22,7 @@ class EngineFigures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
-        yield from self._gauges(stats.scheduler)
+        yield from self._gauges(stats.scheduler, stats.num_compiling)
         yield from self._counters(stats.scheduler)
         one = self._families.one
         yield from one("ridgeline_engine_steps", stats.num_steps)
@@ -32,20 +32,19 @@ class EngineFigures(Collector):
         yield from one("ridgeline_engine_restarts", health.num_restarts)
         yield from one("ridgeline_engine_ready", health.state == EngineState.READY)
 
-    def _gauges(self, scheduler: SchedulerStats) -> Iterator[Metric]:
+    def _gauges(self, scheduler: SchedulerStats, num_compiling: int) -> Iterator[Metric]:
         one, labelled = self._families.one, self._families.labelled
-        num_following = scheduler.num_following
+        num_waiting = scheduler.num_waiting + num_compiling
+        num_deferred = scheduler.num_following + num_compiling
         free, cached = scheduler.num_free_blocks, scheduler.num_cached_blocks
         used = scheduler.num_blocks - free - cached
         yield from one("vllm:num_requests_running", scheduler.num_running)
-        yield from one("vllm:num_requests_waiting", scheduler.num_waiting)
+        yield from one("vllm:num_requests_waiting", num_waiting)
         yield from labelled(
             "vllm:num_requests_waiting_by_reason",
-            [
-                (("capacity",), scheduler.num_waiting - num_following),
-                (("deferred",), num_following),
-            ],
+            [(("capacity",), num_waiting - num_deferred), (("deferred",), num_deferred)],
         )
+        yield from one("ridgeline_predicted_wait_seconds", self._engine.predicted_wait_s())
         yield from one("vllm:kv_cache_usage_perc", used / max(1, scheduler.num_blocks))
         yield from labelled(
             "ridgeline_kv_blocks", [(("free",), free), (("cached",), cached), (("used",), used)]

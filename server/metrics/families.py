@@ -126,10 +126,10 @@ class Families:
         if series.own_name:
             yield _renamed(family, series)
 
-    def info(self, name: str, labels: Mapping[str, object]) -> Iterator[Metric]:
-        """A gauge of 1 whose labels say something."""
-        values = tuple(str(labels[label]) for label in SERIES[name].labels)
-        return self.labelled(name, [(values, 1.0)])
+    def infos(self, name: str, facts: Iterable[Mapping[str, object]]) -> Iterator[Metric]:
+        """A gauge whose values are 1, and whose labels say something."""
+        names = SERIES[name].labels
+        return self.labelled(name, [(tuple(str(f[label]) for label in names), 1.0) for f in facts])
 
     def tallies(self, name: str, tallies: Sequence[tuple[tuple[str, ...], Tally]]) -> Metric:
         """A histogram of tallies by the values of its own labels."""

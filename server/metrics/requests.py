@@ -34,11 +34,9 @@ class RequestMetrics:
         self._requests = counters("ridgeline_requests")
         self._failures = counters("ridgeline_request_failures")
         self.client_disconnects = counter("ridgeline_client_disconnects")
-        successes = counters("vllm:request_success")
-        self._successes = {
-            reason: successes.labels(self._model_name, ENGINE, reason)
-            for reason in FINISHED_REASONS
-        }
+        self._successes = counters("vllm:request_success")
+        for reason in FINISHED_REASONS:
+            self._successes.labels(self._model_name, ENGINE, reason)
         self._rejections = counters("vllm:admission_rejections")
         self._admissions = counters("ridgeline_admission_decisions")
         self._admitted = self._admissions.labels(self._model_name, "admit", "accepted")
@@ -97,7 +95,7 @@ class RequestMetrics:
 
     def count_finish(self, reason: str) -> None:
         """A continuation ended."""
-        self._successes[reason].inc()
+        self._successes.labels(self._model_name, ENGINE, reason).inc()
 
     def count_prompt(self, num_tokens: int, num_cached: int) -> None:
         self.prompt_tokens.inc(num_tokens)

@@ -233,8 +233,13 @@ QUEUE_AND_CACHE = (
     ),
     _gauge(
         "vllm:num_requests_waiting_by_reason",
-        "The same by what they wait for: capacity, or a prefix that another computes (deferred)",
+        "The same by what they wait for: capacity, or (deferred) their grammar or a prefix that "
+        "another computes",
         "reason",
+    ),
+    _gauge(
+        "ridgeline_predicted_wait_seconds",
+        "What a request that came now would wait for its first step, by the step-time model",
     ),
     _gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks that are used, 0 to 1"),
     _gauge("ridgeline_kv_blocks", "KV blocks: free, cached (findable, unused), used", "state"),
@@ -330,7 +335,7 @@ SERVER = (
     _gauge("ridgeline_build_info", "1", "version"),
     _gauge(
         "ridgeline_plan_info",
-        "1; what was decided",
+        "1; what was decided (for each pool of devices)",
         *("hardware", "workload", "dtype", "quantization", "kv_cache_dtype"),
         *("tensor_parallel_size", "pipeline_parallel_size", "replicas", "max_num_seqs"),
         *("max_num_batched_tokens", "max_model_len", "block_size", "num_kv_blocks", "slo"),

@@ -148,6 +148,17 @@ def test_streams_count_as_whole_answers_do(observed: ServerProcess) -> None:
     assert metrics["vllm:prompt_tokens_cached_total"] == cached
 
 
+def test_embeddings_are_prompts_without_continuations(observed: ServerProcess) -> None:
+    before = observed.metrics()
+    usage = observed.client().embeddings.create(model="", input=["A hill", "A ridge"]).usage
+    metrics = change(observed, before)
+    assert metrics["vllm:prompt_tokens_total"] == usage.prompt_tokens
+    assert metrics["vllm:generation_tokens_total"] == 0
+    assert metrics["vllm:request_success_total{finished_reason=stop}"] == 2
+    assert metrics["vllm:iteration_tokens_total_sum"] == usage.prompt_tokens
+    assert metrics["ridgeline_requests_total{endpoint=embeddings,outcome=completed}"] == 1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_is_counted_and_leaves_nothing(
     observed: ServerProcess, stream: bool

@@ -37,6 +37,7 @@ class ScriptedEngine:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     current_stats: EngineStats = field(default_factory=EngineStats)
     current_steps: StepTotals = field(default_factory=StepTotals)
+    current_wait_s: float = 0.0
     num_restarts: int = 0
 
     async def start(self) -> None:
@@ -115,6 +116,9 @@ class ScriptedEngine:
 
     def steps(self) -> StepTotals:
         return self.current_steps
+
+    def predicted_wait_s(self) -> float:
+        return self.current_wait_s
 
     def health(self) -> EngineHealth:
         return EngineHealth(self.state, num_restarts=self.num_restarts)

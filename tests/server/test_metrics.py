@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.protocol import EngineStats, EngineUnavailableError
+from engine.protocol import EngineOverloadedError, EngineStats, EngineUnavailableError
 from planner.plan import Plan, Settings
 from scheduler.stats import SchedulerStats
 from server.metrics import Metrics
@@ -106,12 +106,14 @@ async def test_the_engines_newest_figures_are_shown(serve: Serve) -> None:
         num_drafts=4,
         num_accepted_at=(3, 2),
     )
-    served.engine.current_stats = EngineStats(scheduler, num_steps=7, step_seconds=0.5)
+    served.engine.current_stats = EngineStats(scheduler, 2, num_steps=7, step_seconds=0.5)
+    served.engine.current_wait_s = 0.25
     values = await scrape(served)
     assert values["ridgeline_num_requests_running"] == 3
-    assert values["ridgeline_num_requests_waiting"] == 4
+    assert values["ridgeline_num_requests_waiting"] == 4 + 2
+    assert values["ridgeline_predicted_wait_seconds"] == 0.25
     assert values["vllm:num_requests_waiting_by_reason reason=capacity"] == 3
-    assert values["vllm:num_requests_waiting_by_reason reason=deferred"] == 1
+    assert values["vllm:num_requests_waiting_by_reason reason=deferred"] == 1 + 2
     assert values["vllm:kv_cache_usage_perc"] == 0.1
     assert values["ridgeline_kv_evictions_total"] == 6
     assert values["vllm:spec_decode_num_drafts_total"] == 4
@@ -145,12 +147,16 @@ async def test_every_continuation_ends_for_one_reason(serve: Serve) -> None:
     await served.chat(n=3, max_tokens=5)
     served.engine.fail_after, served.engine.failure = 0, EngineUnavailableError("no room")
     await served.chat(n=4)
+    served.engine.failure = EngineOverloadedError("too many", 2.5)
+    await served.chat(n=5, stream=True)
     values = await scrape(served)
     ended = {r: values[f"vllm:request_success_total finished_reason={r}"] for r in REASONS}
     assert ended == {"length": 2, "stop": 1, "error": 3, "abort": 0}
     decisions = "ridgeline_admission_decisions_total"
     assert values[f"{decisions} decision=admit reason=accepted"] == 3
     assert values[f"{decisions} decision=reject reason=service_unavailable"] == 1
+    assert values[f"{decisions} decision=reject reason=overloaded"] == 1
+    assert values["vllm:admission_rejections_total reason=overloaded"] == 1
 
 
 async def test_a_request_that_nobody_refused_or_failed_is_no_rejection(serve: Serve) -> None:
