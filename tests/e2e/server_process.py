@@ -19,7 +19,6 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 _READY_S = 60.0
-_SAME_FOR_ALL = ("model_name", "engine")
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,12 @@ class ServerProcess:
         return httpx.get(self.base_url + path, timeout=10)
 
     def metrics(self) -> dict[str, float]:
-        """Samples by name, with their labels but ``model_name`` in braces where there are any."""
+        """Samples by name, with their own labels in braces where there are any."""
         samples = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                labels = {k: v for k, v in sample.labels.items() if k not in _SAME_FOR_ALL}
+                common = ("model_name", "engine")
+                labels = {k: v for k, v in sample.labels.items() if k not in common}
                 text = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
                 samples[f"{sample.name}{{{text}}}" if text else sample.name] = sample.value
         return samples
@@ -78,8 +78,8 @@ class ServerProcess:
         def idle() -> bool:
             metrics = self.metrics()
             return (
-                metrics["vllm:num_requests_running"] == 0
-                and metrics["vllm:num_requests_waiting"] == 0
+                metrics["ridgeline_num_requests_running"] == 0
+                and metrics["ridgeline_num_requests_waiting"] == 0
                 and metrics["ridgeline_kv_blocks{state=used}"] == 0
             )
 
