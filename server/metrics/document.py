@@ -16,7 +16,7 @@ once, whatever `n` is. Counters go on when an engine dies and another is started
 Series called `vllm:` have vLLM's names, types, labels (`model_name`, `engine="0"`) and boundaries,
 so that dashboards, autoscalers and inference gateways made for vLLM read this server as it is.
 Series called `ridgeline_` have the label `model_name`. `gen_ai_` ones are OpenTelemetry's of a
-GenAI server. What is named twice is the same; the second name's histograms may be finer.
+GenAI server.
 
 A continuation that ends is counted in `vllm:request_success_total` once, also when its client went
 away (`finished_reason="abort"`) or the server failed it (`error`); requests that were refused are
@@ -39,16 +39,11 @@ def _table(heading: str, group: tuple[Series, ...]) -> Iterator[str]:
     yield "| series | type | labels | what |"
     yield "| --- | --- | --- | --- |"
     for series in group:
-        names = [series.name, *([series.own_name] if series.own_name else [])]
-        shown = ", ".join(f"`{_sample_name(name, series.kind)}`" for name in names)
+        name = f"{series.name}_total" if series.kind is Kind.COUNTER else series.name
         labels = ", ".join(f"`{label}`" for label in series.labels)
         text = f"{series.text} ({series.when})" if series.when else series.text
-        yield f"| {shown} | {series.kind} | {labels} | {text} |"
+        yield f"| `{name}` | {series.kind} | {labels} | {text} |"
     yield ""
-
-
-def _sample_name(name: str, kind: Kind) -> str:
-    return f"{name}_total" if kind is Kind.COUNTER else name
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -11,11 +11,10 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from engine.step_totals import Tally
-from server.metrics.series import SERIES, Kind, Series, common_labels, one_two_five
+from server.metrics.series import SERIES, Kind, common_labels
 
 ENGINE = "0"
 """vLLM numbers its engines; there is one here."""
@@ -46,7 +45,7 @@ class Recorder:
         """One for each value of its labels, ``common_values`` first."""
         series = SERIES[name]
         family = Counter(name, series.text, series.all_labels, registry=None)
-        self._register(series, family)
+        self._registry.register(_Recorded(family))
         return family
 
     def histogram(self, name: str) -> Histogram:
@@ -54,56 +53,31 @@ class Recorder:
 
     def histograms(self, name: str) -> Histogram:
         series = SERIES[name]
-        buckets: Collection[float] = {*series.buckets, *series.own_buckets}
+        buckets = series.buckets
         if series.ends_at_max_model_len:
-            buckets = one_two_five(self._max_model_len)
-        family = Histogram(
-            name, series.text, series.all_labels, buckets=sorted(buckets), registry=None
-        )
-        self._register(series, family)
+            buckets = tuple(b for b in buckets if b <= self._max_model_len)
+        family = Histogram(name, series.text, series.all_labels, buckets=buckets, registry=None)
+        self._registry.register(_Recorded(family))
         return family
-
-    def _register(self, series: Series, family: MetricWrapperBase) -> None:
-        self._registry.register(_Recorded(series, family))
 
 
 class _Recorded(Collector):
-    """What was recorded, under the name of its series and under the house's own."""
+    """What was recorded, without the times when each sample was made: nobody needs them, and they
+    are half of the text."""
 
-    def __init__(self, series: Series, family: MetricWrapperBase) -> None:
-        self._series = series
+    def __init__(self, family: MetricWrapperBase) -> None:
         self._family = family
-        self._hidden = {_as_label(boundary) for boundary in series.own_buckets}
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._family.collect():
-            # When each sample was made is of no use, and doubles the text.
             metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            shown = Metric(self._series.name, self._series.text, self._series.kind)
-            shown.samples = [s for s in metric.samples if s.labels.get("le") not in self._hidden]
-            yield shown
-            if self._series.own_name:
-                yield _renamed(metric, self._series)
+            yield metric
 
 
 def _as_label(boundary: float) -> str:
     """A boundary as the client library writes it."""
     label: str = floatToGoString(boundary)  # type: ignore[no-untyped-call]
     return label
-
-
-def _renamed(metric: Metric, series: Series) -> Metric:
-    """The same under the house's own name, with its labels."""
-    renamed = Metric(series.own_name, series.text, series.kind)
-    renamed.samples = [
-        Sample(
-            series.own_name + sample.name.removeprefix(series.name),
-            {name: value for name, value in sample.labels.items() if name != "engine"},
-            sample.value,
-        )
-        for sample in metric.samples
-    ]
-    return renamed
 
 
 class Families:
@@ -123,8 +97,6 @@ class Families:
         for labels, value in values:
             family.add_metric([*common_values(name, self._model_name), *labels], value)
         yield family
-        if series.own_name:
-            yield _renamed(family, series)
 
     def infos(self, name: str, facts: Iterable[Mapping[str, object]]) -> Iterator[Metric]:
         """A gauge whose values are 1, and whose labels say something."""

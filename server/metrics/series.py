@@ -36,10 +36,6 @@ class Series:
     labels: tuple[str, ...] = ()
     """Beside those that every series of its prefix has (``common_labels``)."""
     buckets: tuple[float, ...] = ()
-    own_name: str = ""
-    """Name under which the house shows the same once more."""
-    own_buckets: tuple[float, ...] = ()
-    """Boundaries that are there under that name only."""
     ends_at_max_model_len: bool = False
     """Whether boundaries above the longest sequence are left out."""
     when: str = ""
@@ -82,24 +78,16 @@ OTEL_TPOT = ITL[: ITL.index(2.5) + 1]
 OTEL_TTFT = TTFT[: TTFT.index(10.0) + 1]
 
 
-def _counter(name: str, text: str, *labels: str, own_name: str = "", when: str = "") -> Series:
-    return Series(name, Kind.COUNTER, text, labels, own_name=own_name, when=when)
+def _counter(name: str, text: str, *labels: str, when: str = "") -> Series:
+    return Series(name, Kind.COUNTER, text, labels, when=when)
 
 
-def _gauge(name: str, text: str, *labels: str, own_name: str = "", when: str = "") -> Series:
-    return Series(name, Kind.GAUGE, text, labels, own_name=own_name, when=when)
+def _gauge(name: str, text: str, *labels: str, when: str = "") -> Series:
+    return Series(name, Kind.GAUGE, text, labels, when=when)
 
 
-def _histogram(
-    name: str,
-    text: str,
-    buckets: tuple[float, ...],
-    *labels: str,
-    own_name: str = "",
-    own_buckets: tuple[float, ...] = (),
-    when: str = "",
-) -> Series:
-    return Series(name, Kind.HISTOGRAM, text, labels, buckets, own_name, own_buckets, when=when)
+def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Series:
+    return Series(name, Kind.HISTOGRAM, text, labels, buckets)
 
 
 def _tokens(name: str, text: str) -> Series:
@@ -114,7 +102,6 @@ REQUESTS = (
         "vllm:request_success",
         "Continuations that ended: stop, length, abort (the client went away) or error",
         "finished_reason",
-        own_name="ridgeline_request_success",
     ),
     _counter("vllm:admission_rejections", "Requests refused with 429, by reason", "reason"),
     _counter(
@@ -123,7 +110,7 @@ REQUESTS = (
         "decision",
         "reason",
     ),
-    _counter("vllm:prompt_tokens", "Prompt tokens", own_name="ridgeline_prompt_tokens"),
+    _counter("vllm:prompt_tokens", "Prompt tokens"),
     _counter(
         "vllm:prompt_tokens_by_source",
         "Prompt tokens, computed here (local_compute) or found (local_cache_hit)",
@@ -132,10 +119,9 @@ REQUESTS = (
     _counter(
         "vllm:prompt_tokens_cached",
         "Prompt tokens found in the prefix cache",
-        own_name="ridgeline_prompt_tokens_cached",
     ),
     _counter("vllm:prompt_tokens_cached_by_source", "The same by memory: device", "source"),
-    _counter("vllm:generation_tokens", "Tokens generated", own_name="ridgeline_generation_tokens"),
+    _counter("vllm:generation_tokens", "Tokens generated"),
     _tokens("vllm:request_prompt_tokens", "Tokens of each prompt"),
     _tokens("vllm:request_generation_tokens", "Tokens of each continuation"),
     _tokens("vllm:request_max_num_generation_tokens", "Tokens of a prompt's longest continuation"),
@@ -151,14 +137,11 @@ LATENCIES = (
         "vllm:time_to_first_token_seconds",
         "From a request's arrival to each prompt's first token",
         TTFT,
-        own_name="ridgeline_time_to_first_token_seconds",
     ),
     _histogram(
         "vllm:inter_token_latency_seconds",
         "Gaps between a continuation's tokens; none between those that come together",
         ITL,
-        own_name="ridgeline_inter_token_latency_seconds",
-        own_buckets=(0.001, 0.0025, 0.005),
     ),
     _histogram(
         "vllm:request_time_per_output_token_seconds",
@@ -169,8 +152,6 @@ LATENCIES = (
         "vllm:e2e_request_latency_seconds",
         "From a request's arrival to each prompt's last token",
         LATENCY,
-        own_name="ridgeline_e2e_request_latency_seconds",
-        own_buckets=(0.05, 0.1),
     ),
     _histogram(
         "vllm:request_queue_time_seconds", "From the engine's door to the first step", LATENCY
@@ -224,12 +205,10 @@ QUEUE_AND_CACHE = (
     _gauge(
         "vllm:num_requests_running",
         "Sequences in the batch",
-        own_name="ridgeline_num_requests_running",
     ),
     _gauge(
         "vllm:num_requests_waiting",
         "Sequences in the queue",
-        own_name="ridgeline_num_requests_waiting",
     ),
     _gauge(
         "vllm:num_requests_waiting_by_reason",
@@ -247,28 +226,23 @@ QUEUE_AND_CACHE = (
     _counter(
         "vllm:prefix_cache_queries",
         "Prompt tokens looked up in the prefix cache",
-        own_name="ridgeline_prefix_cache_queries",
     ),
     _counter(
         "vllm:prefix_cache_hits",
         "Prompt tokens found in the prefix cache",
-        own_name="ridgeline_prefix_cache_hits",
     ),
     _counter(
         "vllm:num_preemptions",
         "Times that a sequence gave its blocks up",
-        own_name="ridgeline_preemptions",
     ),
     _counter("vllm:spec_decode_num_drafts", "Times that a sequence got drafts"),
     _counter(
         "vllm:spec_decode_num_draft_tokens",
         "Tokens drafted",
-        own_name="ridgeline_spec_decode_num_draft_tokens",
     ),
     _counter(
         "vllm:spec_decode_num_accepted_tokens",
         "Of those, tokens that were right",
-        own_name="ridgeline_spec_decode_num_accepted_tokens",
     ),
     _counter(
         "vllm:spec_decode_num_accepted_tokens_per_pos",
@@ -395,8 +369,3 @@ GROUPS: tuple[tuple[str, tuple[Series, ...]], ...] = (
     ("Processes and devices", HOST),
 )
 SERIES = {series.name: series for _, group in GROUPS for series in group}
-
-
-def one_two_five(longest: int) -> tuple[float, ...]:
-    """``TOKENS`` up to ``longest``."""
-    return tuple(boundary for boundary in TOKENS if boundary <= longest)

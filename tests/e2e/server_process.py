@@ -78,8 +78,8 @@ class ServerProcess:
         def idle() -> bool:
             metrics = self.metrics()
             return (
-                metrics["ridgeline_num_requests_running"] == 0
-                and metrics["ridgeline_num_requests_waiting"] == 0
+                metrics["vllm:num_requests_running"] == 0
+                and metrics["vllm:num_requests_waiting"] == 0
                 and metrics["ridgeline_kv_blocks{state=used}"] == 0
             )
 
