@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
-from planner.slo import Slo
 from server import health
 from server.anthropic import routes as messages
 from server.auth import ApiKeyMiddleware, ApiKeys
@@ -19,6 +18,8 @@ from server.chat_template import ChatTemplate
 from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
 from server.error_shape import error_response
 from server.metrics import Metrics
+from server.metrics.deployment import Deployment
+from server.metrics.host import HostSampler
 from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
@@ -28,11 +29,12 @@ from server.openai.responses_api import routes as responses
 from server.openai.tools.families import ToolFamily
 from server.openai.tools.families import family_of as tool_family_of
 from server.rate_limits import NO_LIMITS, RateLimiter, Rates
-from server.record import CLIENT_CLOSED_REQUEST, NO_TARGETS
+from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
 from server.streaming import ClientDisconnectedError
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing
 from server.version import ridgeline_version
 
 
@@ -46,10 +48,12 @@ def create_app(
     api_keys: ApiKeys | None = None,
     rates: Rates = NO_LIMITS,
     allowed_origins: Sequence[str] = (),
-    targets: Slo = NO_TARGETS,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    deployment: Deployment | None = None,
+    host: HostSampler | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; starting and stopping the engine is the caller's.
+    """The application; starting and stopping what it is given is the caller's.
 
     Without ``conventions`` they are what the chat template tells.
     """
@@ -60,7 +64,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics(engine, model.name, model.max_model_len)
+    metrics = Metrics(engine, model, deployment, host)
     app.state.context = ServerContext(
         engine,
         tokenizer,
@@ -89,9 +93,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(
-        RequestLogMiddleware, metrics=metrics, targets=targets
-    )  # the last one added is outermost
+    trace = None if tracing is None else tracing.export
+    # The last one added is outermost.
+    app.add_middleware(RequestLogMiddleware, metrics=metrics.requests, trace=trace)
     return app
 
 
