@@ -14,6 +14,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.error_shape import error_response
 from server.openai.errors import ApiError, error_type
 from server.rate_limits import NO_LIMITS, Rates
 
@@ -147,7 +148,7 @@ class ApiKeyMiddleware:
             headers={"www-authenticate": "Bearer"},
         )
         record.failed(error.status, error.code or error_type(error.status))
-        await error.response()(scope, receive, send)
+        await error_response(error, scope)(scope, receive, send)
 
 
 def _given(headers: Headers) -> str:
