@@ -14,7 +14,12 @@ from engine.protocol import Engine
 from server import health
 from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
-from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
+from server.context import (
+    DEFAULT_MAX_BODY_BYTES,
+    DEFAULT_REQUEST_TIMEOUT_S,
+    ChatConventions,
+    ServerContext,
+)
 from server.metrics import Metrics
 from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
@@ -31,6 +36,16 @@ from server.streaming import ClientDisconnectedError
 from server.tokenizer import Tokenizer
 from server.version import ridgeline_version
 
+EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after", "retry-after-ms"),
+    *(
+        f"x-ratelimit-{what}-{kind}"
+        for what in ("limit", "remaining", "reset")
+        for kind in ("requests", "tokens")
+    ),
+)
+"""What a page of another origin may read of an answer."""
+
 
 def create_app(
     engine: Engine,
@@ -43,6 +58,7 @@ def create_app(
     rates: Rates = NO_LIMITS,
     allowed_origins: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
 ) -> FastAPI:
     """The application; starting and stopping the engine is the caller's.
 
@@ -66,6 +82,7 @@ def create_app(
         RateLimiter(rates),
         conventions or chat_conventions(chat_template),
         max_body_bytes,
+        request_timeout_s,
     )
     for module in (chat, completions, embeddings, models, tokenize, health):
         app.include_router(module.router)
@@ -81,7 +98,7 @@ def create_app(
             allow_origins=allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(RequestLogMiddleware, metrics=metrics)  # the last one added is outermost
     return app

@@ -109,6 +109,7 @@ def serve(options: ServeOptions) -> int:
             rates=Rates(options.requests_per_minute, options.tokens_per_minute),
             allowed_origins=options.allowed_origin or (),
             max_body_bytes=max_body_bytes,
+            request_timeout_s=options.request_timeout,
         )
         running = run_server(
             app,
@@ -117,6 +118,7 @@ def serve(options: ServeOptions) -> int:
             shutdown_grace_s=options.shutdown_grace,
             on_ready=lambda: banner.ready(time.perf_counter() - began),
             tls=tls,
+            request_timeout_s=options.request_timeout,
         )
         try:
             return uvloop.run(running)

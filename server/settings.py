@@ -48,6 +48,8 @@ class ServeOptions(EngineFlags):
     tokens_per_minute: int | None = None
     allowed_origin: list[str] | None = None
     max_body_size: str = "16MiB"
+    request_timeout: float = 60.0
+    """Seconds."""
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile_password: str | None = None

@@ -19,8 +19,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 MAX_PARAM_CHARACTERS = 100
-BODY_TIMEOUT_S = 60
-"""Whoever sends a byte now and then does not hold a handler for ever."""
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -32,16 +30,20 @@ async def read_object(request: Request) -> dict[str, Any]:
     content_type = request.headers.get("content-type", "application/json")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise bad_request(f"The content type must be application/json, not {content_type!r}.")
-    return parse_object(await read_bytes(request, context_of(request).max_body_bytes))
+    context = context_of(request)
+    return parse_object(
+        await read_bytes(request, context.max_body_bytes, context.request_timeout_s)
+    )
 
 
-async def read_bytes(request: Request, limit: int) -> bytes:
+async def read_bytes(request: Request, limit: int, timeout_s: float) -> bytes:
+    """Whoever sends a byte now and then does not hold a handler for ever."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:18]) > limit:
         raise _too_large(limit)
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
@@ -49,7 +51,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     except TimeoutError:
         raise ApiError(
             HTTPStatus.REQUEST_TIMEOUT,
-            f"The request body did not arrive within {BODY_TIMEOUT_S} seconds.",
+            f"The request body did not arrive within {timeout_s:g} seconds.",
             code="request_timeout",
             headers={"connection": "close"},
         ) from None
