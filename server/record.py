@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.metrics import Metrics
@@ -28,6 +29,8 @@ class RequestRecord:
     rates: Rates = NO_LIMITS
     """What the caller may ask for, where that is not what all may."""
     response_headers: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+    """What is left to do when the request has ended."""
     endpoint: str = ""
     """Of a request for generation: which kind."""
     num_prompt_tokens: int = 0
@@ -81,6 +84,8 @@ class RequestRecord:
 
     def close(self) -> None:
         """Nothing more will come; call once."""
+        for act in self.at_end:
+            act()
         if not self.endpoint:
             return
         self.metrics.count_request(self.endpoint, self.outcome)

@@ -11,14 +11,13 @@ import msgspec
 from starlette.requests import Request
 
 from server.context import context_of
-from server.openai.errors import ApiError, bad_request
+from server.openai.errors import MAX_PARAM_CHARACTERS, ApiError, bad_request, shortened
 from server.openai.unsupported import refuse_unsupported
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
-MAX_PARAM_CHARACTERS = 100
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -86,8 +85,10 @@ def validation_error(message: str) -> ApiError:
     message = message[: match.start()] if match else message
     if missing := _MISSING.search(message):
         path = f"{path}.{missing['name']}" if path else missing["name"]
-    path = path[:MAX_PARAM_CHARACTERS]
-    return bad_request(f"{path}: {message}." if path else f"{message}.", param=path or None)
+    if not path:
+        return bad_request(f"{message}.")
+    shown = shortened(path, MAX_PARAM_CHARACTERS)
+    return bad_request(f"{shown}: {message}.", param=shown)
 
 
 async def read_request(request: Request, kind: type[T]) -> T:

@@ -86,7 +86,7 @@ async def create_chat_completion(request: Request) -> Response:
         visible=visible_tokens(use, context),
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
-    admit(context, record, len(prompt))
+    admit(context, record, requests)
     texts = chat_texts(use, fields, context, prompt, requests[0].n)
     record.num_reasoning_tokens = 0
     deltas = run_job(job, context, record)
