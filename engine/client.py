@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import zmq
@@ -79,6 +80,7 @@ class EngineClient:
         """Continuations that were aborted one by one, of each request in ``_streams``."""
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
         self._stats = EngineStats()
+        self._before = EngineStats()
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -157,7 +159,8 @@ class EngineClient:
             stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
-        return self._stats
+        """Counters go on where those of an engine that has died have stopped."""
+        return self._stats.after(self._before)
 
     def health(self) -> EngineHealth:
         return self._health
@@ -194,7 +197,7 @@ class EngineClient:
             self._ready.clear()
             failure = await self._run_process()
             was_ready = self._ready.is_set()
-            self._stats = EngineStats()
+            self._before, self._stats = self.stats(), EngineStats()
             # Why is the operator's to know, who finds it in the log.
             self._fail_all(EngineError("The engine stopped while it ran this request."))
             if self._health.state is EngineState.DRAINING:
@@ -274,7 +277,7 @@ class EngineClient:
 
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, Progress):
-            self._stats = message.stats
+            self._stats = replace(message.stats, steps=message.steps or self._stats.steps)
             for output in message.outputs:
                 stream = self._streams.get(output.request_id)
                 if stream is not None:

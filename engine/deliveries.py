@@ -35,7 +35,13 @@ def merged(outputs: Iterable[SequenceOutput]) -> list[SequenceOutput]:
 
 def _joined(before: SequenceOutput, after: SequenceOutput) -> SequenceOutput:
     details = after.details if before.details is None else _with(before.details, after.details)
-    return replace(after, token_ids=before.token_ids + after.token_ids, details=details)
+    return replace(
+        after,
+        token_ids=before.token_ids + after.token_ids,
+        details=details,
+        first_step_id=before.first_step_id,
+        began_at_s=before.began_at_s,
+    )
 
 
 def _with(before: OutputDetails, after: OutputDetails | None) -> OutputDetails:

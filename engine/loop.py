@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from engine.grammar import GrammarCompiler
@@ -18,11 +19,15 @@ from engine.messages import (
     ToEngine,
 )
 from engine.protocol import EngineStats
+from engine.step_figures import StepCounter, StepFigures
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
 
+_FIGURES_EVERY_S = 0.2
+_MOST_BEGINNINGS = 10_000
+"""Steps whose beginnings are remembered; a first token comes within a few of them."""
 _COMPILING_S = 0.002
 """How often an engine without work looks whether a grammar is ready."""
 
@@ -79,6 +84,10 @@ class EngineLoop:
         self._compiling: dict[str, _Compiling] = {}
         self._num_steps = 0
         self._step_seconds = 0.0
+        self._counter = StepCounter(scheduler.step_time)
+        self._figures_sent_at_s = 0.0
+        self._began_at_s: dict[int, float] = {}
+        """When steps began in which somebody ran for the first time."""
         self._checked_at_step = 0
 
     @property
@@ -92,6 +101,10 @@ class EngineLoop:
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
         )
+
+    @property
+    def figures(self) -> StepFigures:
+        return self._counter.figures
 
     @property
     def wait_s(self) -> float | None:
@@ -127,18 +140,34 @@ class EngineLoop:
 
     def begin_step(self) -> StepPlan:
         """What to do next; to be followed by ``end_step``."""
-        return self._scheduler.schedule()
+        plan = self._scheduler.schedule()
+        if plan.started:
+            self._began_at_s[plan.step_id] = time.perf_counter()
+            if len(self._began_at_s) > _MOST_BEGINNINGS:
+                del self._began_at_s[next(iter(self._began_at_s))]
+        return plan
 
     def end_step(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in what came of the plan and sends it on."""
         outputs = self._scheduler.update(plan, result)
         self._num_steps += 1
         self._step_seconds += result.duration_s
-        self.report(outputs)
+        self._counter.observe(plan, result.duration_s)
+        now_s = time.perf_counter()
+        figures = None
+        if now_s - self._figures_sent_at_s >= _FIGURES_EVERY_S:
+            self._figures_sent_at_s, figures = now_s, self.figures
+        self._send(Progress(tuple(map(self._timed, outputs)), self.stats, figures))
 
-    def report(self, outputs: Iterable[SequenceOutput] = ()) -> None:
-        """Sends outputs and the newest figures."""
-        self._send(Progress(outputs=tuple(outputs), stats=self.stats))
+    def report(self) -> None:
+        """Sends the newest figures."""
+        self._send(Progress((), self.stats, self.figures))
+
+    def _timed(self, output: SequenceOutput) -> SequenceOutput:
+        """An output with the time at which its continuation began, if that is news."""
+        if output.first_step_id is None:
+            return output
+        return replace(output, began_at_s=self._began_at_s.get(output.first_step_id))
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.config import EngineConfig, SimulatedConfig
 from engine.protocol import EngineStats
+from engine.step_figures import StepFigures
 from scheduler.request import Request
 from scheduler.step_plan import SequenceOutput
 
@@ -77,6 +78,9 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
     outputs: tuple[SequenceOutput, ...]
     stats: EngineStats
+    """But for ``EngineStats.steps``."""
+    steps: StepFigures | None = None
+    """Now and then: they take more room than all else."""
 
 
 ToEngine = AddRequest | AbortRequest | Shutdown

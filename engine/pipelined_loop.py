@@ -19,6 +19,7 @@ from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
+from engine.step_figures import total_figures
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -122,5 +123,8 @@ class PipelinedLoop:
         """Passes on what a lane says, with the figures of all."""
         if isinstance(message, Progress):
             total = EngineStats.total([lane.stats for lane in self._lanes])
-            message = Progress(outputs=message.outputs, stats=total)
+            steps = message.steps
+            if steps is not None:
+                steps = total_figures(lane.figures for lane in self._lanes)
+            message = Progress(outputs=message.outputs, stats=total, steps=steps)
         self._send(message)

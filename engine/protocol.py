@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Protocol
 
+from engine.step_figures import StepFigures
 from scheduler.request import Request
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import SequenceOutput
@@ -39,6 +40,8 @@ class EngineStats:
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps since the engine started; of steps side by side, in each."""
+    steps: StepFigures = field(default_factory=StepFigures)
+    """As of a moment ago: they are sent now and then."""
 
     @classmethod
     def total(cls, parts: Sequence[EngineStats]) -> EngineStats:
@@ -50,6 +53,29 @@ class EngineStats:
             num_steps=sum(part.num_steps for part in parts),
             step_seconds=sum(part.step_seconds for part in parts),
         )
+
+    def after(self, before: EngineStats) -> EngineStats:
+        """These figures, with counters that go on from those of an engine ``before`` this one."""
+        counters = {
+            name: getattr(self.scheduler, name) + getattr(before.scheduler, name)
+            for name in _COUNTERS
+        }
+        return EngineStats(
+            scheduler=replace(self.scheduler, **counters),
+            num_steps=self.num_steps + before.num_steps,
+            step_seconds=self.step_seconds + before.step_seconds,
+            steps=self.steps.plus(before.steps),
+        )
+
+
+_COUNTERS = (
+    "num_prefix_queries",
+    "num_prefix_hits",
+    "num_preemptions",
+    "num_draft_tokens",
+    "num_accepted_tokens",
+)
+"""Of ``SchedulerStats``, those that only grow."""
 
 
 class EngineError(Exception):

@@ -66,6 +66,9 @@ class Sequence:
     """Prompt tokens found in the prefix cache when the sequence first ran."""
     awaited_hash: bytes = b""
     """While the sequence follows another: the last block that the other computes for both."""
+    first_step_id: int | None = None
+    """The step that it first ran in."""
+    num_preemptions: int = 0
     num_reported_tokens: int = 1
     """Prompt tokens whose logarithmic probabilities are out; of the first there is none."""
 

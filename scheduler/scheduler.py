@@ -53,6 +53,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, step_time: StepTimeModel | None = None) -> None:
         self.config = config
+        self.step_time = step_time
         self._admission = Admission(config)
         self._running = self._admission.running
         self._pool = self._admission.pool
@@ -220,6 +221,10 @@ class Scheduler:
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
                         details=details,
+                        first_step_id=sequence.first_step_id
+                        if sequence.num_output_tokens == len(token_ids)
+                        else None,
+                        num_preemptions=sequence.num_preemptions if finish_reason else 0,
                     )
                 )
         return outputs
@@ -364,6 +369,9 @@ class Scheduler:
         step_id = self._next_step_id
         self._next_step_id += 1
         dropped, self._dropped = tuple(self._dropped), []
+        for sequence in started:
+            if sequence.first_step_id is None:
+                sequence.first_step_id = step_id
         return StepPlan(
             step_id=step_id,
             dropped=dropped,
@@ -433,6 +441,7 @@ class Scheduler:
             # A token that it is just sampling is sampled again, as the same one.
             self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
+            sequence.num_preemptions += 1
             self._num_preemptions += 1
         self._admission.give_way(sequence)
         return sequence

@@ -133,3 +133,9 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     details: OutputDetails | None = None
+    first_step_id: int | None = None
+    """With the continuation's first output: the step that it first ran in."""
+    began_at_s: float | None = None
+    """When that step began, by the host's clock; the host adds it."""
+    num_preemptions: int = 0
+    """With the last output: how often it lost its blocks."""

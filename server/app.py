@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
+from planner.slo import Slo
 from server import health
 from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
@@ -29,7 +30,7 @@ from server.openai.reasoning import family_of as reasoning_family_of
 from server.openai.tools.families import ToolFamily
 from server.openai.tools.families import family_of as tool_family_of
 from server.rate_limits import NO_LIMITS, RateLimiter, Rates
-from server.record import CLIENT_CLOSED_REQUEST
+from server.record import CLIENT_CLOSED_REQUEST, NO_TARGETS
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
 from server.streaming import ClientDisconnectedError
@@ -57,6 +58,7 @@ def create_app(
     api_keys: ApiKeys | None = None,
     rates: Rates = NO_LIMITS,
     allowed_origins: Sequence[str] = (),
+    targets: Slo = NO_TARGETS,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
 ) -> FastAPI:
@@ -71,7 +73,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics(engine, model.name)
+    metrics = Metrics(engine, model.name, model.max_model_len)
     app.state.context = ServerContext(
         engine,
         tokenizer,
@@ -100,7 +102,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestLogMiddleware, metrics=metrics)  # the last one added is outermost
+    app.add_middleware(
+        RequestLogMiddleware, metrics=metrics, targets=targets
+    )  # the last one added is outermost
     return app
 
 

@@ -134,6 +134,7 @@ async def generate_text(
     Raises:
         EngineError: the engine refused a request or could not finish it.
     """
+    record.handed_over(requests)
     streams = [
         _generate_one(engine, request, i * request.n, tokenizer, options, record)
         for i, request in enumerate(requests)
@@ -160,6 +161,8 @@ async def _generate_one(
                 is_first = False
                 record.prompt_processed(len(request.prompt_token_ids), output.num_cached_tokens)
             choice = choices[output.index]
+            if output.began_at_s is not None:
+                record.choice_began(choice.index, output.began_at_s)
             if choice.is_finished:
                 continue
             if output.finish_reason is FinishReason.ABORT:
@@ -168,7 +171,7 @@ async def _generate_one(
             delta = choice.push(output.token_ids, output.finish_reason, details)
             record.tokens_arrived(delta.index, len(delta.token_ids))
             if delta.finish_reason is not None:
-                record.choice_finished(delta.finish_reason)
+                record.choice_finished(delta.index, delta.finish_reason, output.num_preemptions)
                 num_open -= 1
                 if output.finish_reason is None and num_open:
                     # A stop string, which the engine does not see: its siblings go on alone.

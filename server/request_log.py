@@ -13,11 +13,12 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from planner.slo import Slo
 from server.logs import request_id_var
 from server.metrics import Metrics
 from server.openai.errors import as_api_error
 from server.rate_limits import ANYBODY
-from server.record import CLIENT_CLOSED_REQUEST, RequestRecord
+from server.record import CLIENT_CLOSED_REQUEST, NO_TARGETS, RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,18 @@ QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
 class RequestLogMiddleware:
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, targets: Slo = NO_TARGETS) -> None:
         self._app = app
         self._metrics = metrics
+        self._targets = targets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(choose_request_id(Headers(scope=scope)), self._metrics)
+        record = RequestRecord(
+            choose_request_id(Headers(scope=scope)), self._metrics, self._targets
+        )
         scope.setdefault("state", {})["record"] = record
         request_id_var.set(record.request_id)
         status = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from engine.queue_limits import QueueLimits
 from engine.resolve import Voice
 from engine.simulated.text import PLACEHOLDER_TEXT
 from planner.plan import Plan, read_plan
+from planner.slo import Slo
 from profiles.detect import detect_hardware
 from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
@@ -29,8 +31,10 @@ from server.auth import ApiKeys
 from server.banner import Banner
 from server.chat_template import ChatTemplate
 from server.choices import EngineChoice
+from server.engine_metrics import ENGINE
 from server.lifecycle import Tls, bind, run_server
 from server.logs import configure_logging
+from server.metrics import Metrics
 from server.model_source import BUNDLED_MODEL_DIR, check_files, find_facts, find_model
 from server.planning import (
     Decision,
@@ -116,15 +120,23 @@ def serve(options: ServeOptions) -> int:
             api_keys=door.keys,
             rates=Rates(options.requests_per_minute, options.tokens_per_minute),
             allowed_origins=door.origins,
+            targets=targets_of(loaded.decision),
             max_body_bytes=door.max_body_bytes,
             request_timeout_s=options.request_timeout,
         )
+        describe(app.state.context.metrics, loaded)
+
+        def ready() -> None:
+            seconds = time.perf_counter() - began
+            app.state.context.metrics.set_startup_seconds(seconds)
+            banner.ready(seconds)
+
         running = run_server(
             app,
             engine,
             listener,
             shutdown_grace_s=options.shutdown_grace,
-            on_ready=lambda: banner.ready(time.perf_counter() - began),
+            on_ready=ready,
             tls=door.tls,
             request_timeout_s=options.request_timeout,
         )
@@ -145,6 +157,34 @@ def _door(options: ServeOptions) -> _Door:
         origins=check_origins(options.allowed_origin or ()),
         max_body_bytes=parse_size(options.max_body_size),
     )
+
+
+def describe(metrics: Metrics, loaded: _Loaded) -> None:
+    """Puts what was decided among the metrics."""
+    settings = loaded.decision.settings
+    facts = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
+    metrics.set_info(
+        "ridgeline_plan_info",
+        "1, with what the engine was started with",
+        {"model_name": loaded.model.name, "hardware": loaded.hardware, **facts},
+    )
+    metrics.set_info(
+        "vllm:cache_config_info",
+        "1, with the size of the KV cache",
+        {
+            "engine": ENGINE,
+            "block_size": facts["block_size"],
+            "num_gpu_blocks": facts["num_kv_blocks"],
+            "cache_dtype": facts["kv_cache_dtype"],
+            "enable_prefix_caching": facts["enable_prefix_caching"],
+        },
+    )
+
+
+def targets_of(decision: Decision) -> Slo:
+    """What the plan was made for."""
+    slo = decision.plan.slo
+    return Slo.parse(slo) if slo else Slo()
 
 
 def tls_of(options: ServeOptions) -> Tls | None:

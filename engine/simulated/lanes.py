@@ -18,6 +18,7 @@ from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress, RequestRefused, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
+from engine.step_figures import StepFigures, total_figures
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
@@ -88,7 +89,7 @@ class SimulatedLoop:
 
     def report(self) -> None:
         """Sends the newest figures."""
-        self._send(Progress(outputs=(), stats=self._stats()))
+        self._send(Progress((), self._stats(), self._figures()))
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.
@@ -103,15 +104,20 @@ class SimulatedLoop:
     def _forward(self, messages: Iterable[FromEngine]) -> None:
         """Sends what lanes said, their progress as one message with the figures of all."""
         outputs: list[SequenceOutput] = []
-        any_progress = False
+        any_progress = any_figures = False
         for message in messages:
             if isinstance(message, Progress):
                 any_progress = True
+                any_figures |= message.steps is not None
                 outputs += message.outputs
             else:
                 self._send(message)
         if any_progress:
-            self._send(Progress(outputs=tuple(outputs), stats=self._stats()))
+            figures = self._figures() if any_figures else None
+            self._send(Progress(tuple(outputs), self._stats(), figures))
+
+    def _figures(self) -> StepFigures:
+        return total_figures(lane.figures for lane in self._lanes)
 
     def _stats(self) -> EngineStats:
         return EngineStats.total([lane.stats for lane in self._lanes])
@@ -122,7 +128,7 @@ class Lane:
 
     def __init__(self, pool: SimulatedPool, config: SimulatedConfig) -> None:
         self._weight = pool.share / pool.num_lanes
-        self._scheduler = Scheduler(pool.scheduler)
+        self._scheduler = Scheduler(pool.scheduler, pool.step_time)
         executor = SimulatedExecutor(
             pool.step_time,
             config.placeholder,
@@ -142,6 +148,10 @@ class Lane:
         """How much later than it should a step ended just now."""
         self.stats = EngineStats(scheduler=self._scheduler.stats())
         """Figures after the newest step that has ended."""
+
+    @property
+    def figures(self) -> StepFigures:
+        return self._loop.figures
 
     @property
     def can_start(self) -> bool:

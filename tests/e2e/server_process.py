@@ -19,6 +19,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 _READY_S = 60.0
+_SAME_FOR_ALL = ("model_name", "engine")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ServerProcess:
         samples = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                labels = {k: v for k, v in sample.labels.items() if k != "model_name"}
+                labels = {k: v for k, v in sample.labels.items() if k not in _SAME_FOR_ALL}
                 text = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
                 samples[f"{sample.name}{{{text}}}" if text else sample.name] = sample.value
         return samples
@@ -77,8 +78,8 @@ class ServerProcess:
         def idle() -> bool:
             metrics = self.metrics()
             return (
-                metrics["ridgeline_num_requests_running"] == 0
-                and metrics["ridgeline_num_requests_waiting"] == 0
+                metrics["vllm:num_requests_running"] == 0
+                and metrics["vllm:num_requests_waiting"] == 0
                 and metrics["ridgeline_kv_blocks{state=used}"] == 0
             )
 

@@ -141,7 +141,7 @@ def test_64_chats_of_mixed_length_all_finish(server: ServerProcess) -> None:
     assert asyncio.run(crowd()) == lengths
     server.wait_until_idle()
     after = server.metrics()
-    generated = "ridgeline_generation_tokens_total"
+    generated = "vllm:generation_tokens_total"
     assert after[generated] - before[generated] == sum(lengths)
 
 

@@ -49,10 +49,10 @@ def raw_request(server: ServerProcess, body: dict[str, object]) -> socket.socket
 def test_a_client_that_goes_away_frees_its_blocks(server: ServerProcess, stream: bool) -> None:
     connection = raw_request(server, LONG | {"stream": stream})
     server.wait_for(lambda: server.metrics()["ridgeline_kv_blocks{state=used}"] > 0)
-    before = server.metrics()["ridgeline_generation_tokens_total"]
+    before = server.metrics()["vllm:generation_tokens_total"]
     connection.close()
     server.wait_until_idle()
-    assert server.metrics()["ridgeline_generation_tokens_total"] - before < LONG["max_tokens"]  # type: ignore[operator]
+    assert server.metrics()["vllm:generation_tokens_total"] - before < LONG["max_tokens"]  # type: ignore[operator]
 
 
 def test_a_request_in_flight_is_finished_before_the_server_ends(own_server: ServerProcess) -> None:
@@ -64,7 +64,7 @@ def test_a_request_in_flight_is_finished_before_the_server_ends(own_server: Serv
 
     asker = threading.Thread(target=ask)
     asker.start()
-    own_server.wait_for(lambda: own_server.metrics()["ridgeline_num_requests_running"] == 1)
+    own_server.wait_for(lambda: own_server.metrics()["vllm:num_requests_running"] == 1)
     own_server.process.send_signal(signal.SIGTERM)
     own_server.wait_for(lambda: own_server.get("/ready").status_code == 503)
     refused = httpx.post(f"{own_server.base_url}/v1/completions", json=LONG, timeout=10)
@@ -80,7 +80,7 @@ def test_the_grace_period_ends(tmp_path: Path) -> None:
     with serving(tmp_path / "log", "--shutdown-grace", "0.2") as server:
         server.wait_until_ready()
         connection = raw_request(server, LONG | {"stream": True, "n": 20})
-        server.wait_for(lambda: server.metrics()["ridgeline_num_requests_running"] > 0)
+        server.wait_for(lambda: server.metrics()["vllm:num_requests_running"] > 0)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=15) == 0
         connection.close()
@@ -88,7 +88,7 @@ def test_the_grace_period_ends(tmp_path: Path) -> None:
 
 def test_a_dead_engine_is_noticed_and_started_again(own_server: ServerProcess) -> None:
     connection = raw_request(own_server, LONG | {"stream": True})
-    own_server.wait_for(lambda: own_server.metrics()["ridgeline_num_requests_running"] == 1)
+    own_server.wait_for(lambda: own_server.metrics()["vllm:num_requests_running"] == 1)
     first = own_server.engine_pid()
     os.kill(first, signal.SIGKILL)
     own_server.wait_for(lambda: own_server.get("/health").status_code == 503)

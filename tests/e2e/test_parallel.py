@@ -81,7 +81,7 @@ def test_answers_are_those_of_one_process(split: ServerProcess, expected: list[s
 
 def test_a_dead_rank_takes_the_engine_along_and_both_come_back(split: ServerProcess) -> None:
     connection = raw_request(split, LONG | {"stream": True})
-    split.wait_for(lambda: split.metrics()["ridgeline_num_requests_running"] == 1)
+    split.wait_for(lambda: split.metrics()["vllm:num_requests_running"] == 1)
     engine, (worker,) = split.engine_pid(), worker_pids(split)
     os.kill(worker, signal.SIGKILL)
     killed = time.monotonic()

@@ -28,6 +28,8 @@ class ScriptedEngine:
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: EngineError("the engine died"))
     num_cached_tokens: int = 0
+    began_after_s: float | None = None
+    """When each continuation first ran, after its arrival."""
     gate: asyncio.Semaphore | None = None
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -86,7 +88,15 @@ class ScriptedEngine:
                 break
         details = self._details(request, j, tokens, is_first=start == 0)
         return SequenceOutput(
-            request.request_id, j, tuple(tokens), reason, self.num_cached_tokens, details
+            request.request_id,
+            j,
+            tuple(tokens),
+            reason,
+            self.num_cached_tokens,
+            details,
+            began_at_s=request.arrival_time + self.began_after_s
+            if start == 0 and self.began_after_s is not None
+            else None,
         )
 
     def _details(
