@@ -128,7 +128,7 @@ async def _counters(session: aiohttp.ClientSession) -> tuple[int, int]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    prefix = "ridgeline_spec_decode_num"
+    prefix = "vllm:spec_decode_num"
     return values[f"{prefix}_draft_tokens_total"], values[f"{prefix}_accepted_tokens_total"]
 
 

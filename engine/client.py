@@ -12,8 +12,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 import zmq
@@ -47,6 +46,7 @@ from engine.protocol import (
     InvalidRequestError,
 )
 from engine.queue_limits import Queue, QueueLimits
+from engine.step_totals import StepTotals
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import SequenceOutput
 
@@ -80,7 +80,11 @@ class EngineClient:
         """Continuations that were aborted one by one, of each request in ``_streams``."""
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
         self._stats = EngineStats()
-        self._before = EngineStats()
+        self._former_stats = EngineStats()
+        """Counters of the processes before this one."""
+        self._steps = StepTotals()
+        self._launched_at = 0.0
+        self._startup_s: Mapping[str, float] = {}
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -159,8 +163,13 @@ class EngineClient:
             stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
-        """Counters go on where those of an engine that has died have stopped."""
-        return self._stats.after(self._before)
+        return EngineStats.total([self._former_stats, self._stats])
+
+    def steps(self) -> StepTotals:
+        return self._steps
+
+    def predicted_wait_s(self) -> float:
+        return self._queue.wait_s
 
     def health(self) -> EngineHealth:
         return self._health
@@ -197,7 +206,8 @@ class EngineClient:
             self._ready.clear()
             failure = await self._run_process()
             was_ready = self._ready.is_set()
-            self._before, self._stats = self.stats(), EngineStats()
+            self._former_stats = EngineStats.total([self._former_stats, self._stats.counters()])
+            self._stats = EngineStats()
             # Why is the operator's to know, who finds it in the log.
             self._fail_all(EngineError("The engine stopped while it ran this request."))
             if self._health.state is EngineState.DRAINING:
@@ -220,6 +230,7 @@ class EngineClient:
     async def _run_process(self) -> str:
         """One life of an engine process; returns what ended it, in one line."""
         self._num_launches += 1
+        self._launched_at = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="ridgeline-") as directory:
             endpoint = f"ipc://{Path(directory) / 'engine'}"
             self._socket = self._context.socket(zmq.PAIR)
@@ -277,7 +288,9 @@ class EngineClient:
 
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, Progress):
-            self._stats = replace(message.stats, steps=message.steps or self._stats.steps)
+            self._stats = message.stats
+            for step in message.steps:
+                self._steps.observe(step)
             for output in message.outputs:
                 stream = self._streams.get(output.request_id)
                 if stream is not None:
@@ -287,7 +300,9 @@ class EngineClient:
         elif isinstance(message, EngineLog):
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, EngineReady):
-            logger.info("engine ready in %.1f s, %s", message.load_seconds, message.detail)
+            engine_s = time.monotonic() - self._launched_at
+            self._startup_s = {**message.startup_s, "engine": engine_s}
+            logger.info("engine ready in %.1f s, %s", engine_s, message.detail)
             if self._health.state is not EngineState.DRAINING:
                 self._set_state(EngineState.READY)
             self._ready.set()
@@ -301,7 +316,7 @@ class EngineClient:
 
     def _set_state(self, state: EngineState, detail: str = "") -> None:
         num_restarts = max(0, self._num_launches - 1)
-        self._health = EngineHealth(state, detail, num_restarts)
+        self._health = EngineHealth(state, detail, num_restarts, self._startup_s)
 
     def _forget(self, request_id: str) -> None:
         self._streams.pop(request_id, None)

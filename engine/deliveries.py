@@ -39,8 +39,7 @@ def _joined(before: SequenceOutput, after: SequenceOutput) -> SequenceOutput:
         after,
         token_ids=before.token_ids + after.token_ids,
         details=details,
-        first_step_id=before.first_step_id,
-        began_at_s=before.began_at_s,
+        history=after.history or before.history,
     )
 
 

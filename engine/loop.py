@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.grammar import GrammarCompiler
@@ -19,15 +19,13 @@ from engine.messages import (
     ToEngine,
 )
 from engine.protocol import EngineStats
-from engine.step_figures import StepCounter, StepFigures
+from engine.step_figures import StepFigures, phase_of, predict_step
+from profiles.step_time import StepTimeModel
 from scheduler.request import Request
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.scheduler import Scheduler
-from scheduler.step_plan import SequenceOutput, StepPlan, StepResult
+from scheduler.step_plan import StepPlan, StepResult
 
-_FIGURES_EVERY_S = 0.2
-_MOST_BEGINNINGS = 10_000
-"""Steps whose beginnings are remembered; a first token comes within a few of them."""
 _COMPILING_S = 0.002
 """How often an engine without work looks whether a grammar is ready."""
 
@@ -66,6 +64,7 @@ class EngineLoop:
 
     ``send`` takes messages for the server process; it must not block. Requests with a grammar wait
     until ``grammars`` has compiled it, which goes on beside the steps; without they are refused.
+    ``step_time`` is what steps are compared with once they have been measured.
     """
 
     def __init__(
@@ -75,8 +74,10 @@ class EngineLoop:
         vocab_size: int,
         send: Callable[[FromEngine], None],
         grammars: GrammarCompiler | None = None,
+        step_time: StepTimeModel | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._step_time = step_time
         self._executor = executor
         self._vocab_size = vocab_size
         self._send = send
@@ -84,10 +85,10 @@ class EngineLoop:
         self._compiling: dict[str, _Compiling] = {}
         self._num_steps = 0
         self._step_seconds = 0.0
-        self._counter = StepCounter(scheduler.step_time)
-        self._figures_sent_at_s = 0.0
-        self._began_at_s: dict[int, float] = {}
-        """When steps began in which somebody ran for the first time."""
+        self._host_s = 0.0
+        """Of the scheduler, since the figures of a step were last made."""
+        self._num_iteration_tokens = 0
+        """Of all steps up to then."""
         self._checked_at_step = 0
 
     @property
@@ -98,13 +99,10 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         return EngineStats(
             scheduler=self._scheduler.stats(),
+            num_compiling=sum(waiting.request.n for waiting in self._compiling.values()),
             num_steps=self._num_steps,
             step_seconds=self._step_seconds,
         )
-
-    @property
-    def figures(self) -> StepFigures:
-        return self._counter.figures
 
     @property
     def wait_s(self) -> float | None:
@@ -140,34 +138,40 @@ class EngineLoop:
 
     def begin_step(self) -> StepPlan:
         """What to do next; to be followed by ``end_step``."""
-        plan = self._scheduler.schedule()
-        if plan.started:
-            self._began_at_s[plan.step_id] = time.perf_counter()
-            if len(self._began_at_s) > _MOST_BEGINNINGS:
-                del self._began_at_s[next(iter(self._began_at_s))]
+        began_s = time.perf_counter()
+        plan = self._scheduler.schedule(began_s)
+        self._host_s += time.perf_counter() - began_s
         return plan
 
     def end_step(self, plan: StepPlan, result: StepResult) -> None:
         """Takes in what came of the plan and sends it on."""
+        began_s = time.perf_counter()
         outputs = self._scheduler.update(plan, result)
+        self._host_s += time.perf_counter() - began_s
         self._num_steps += 1
         self._step_seconds += result.duration_s
-        self._counter.observe(plan, result.duration_s)
-        now_s = time.perf_counter()
-        figures = None
-        if now_s - self._figures_sent_at_s >= _FIGURES_EVERY_S:
-            self._figures_sent_at_s, figures = now_s, self.figures
-        self._send(Progress(tuple(map(self._timed, outputs)), self.stats, figures))
+        stats = self.stats
+        steps = (self._figures(plan, result, stats),) if plan.scheduled else ()
+        self._send(Progress(tuple(outputs), stats, steps))
 
     def report(self) -> None:
         """Sends the newest figures."""
-        self._send(Progress((), self.stats, self.figures))
+        self._send(Progress(outputs=(), stats=self.stats))
 
-    def _timed(self, output: SequenceOutput) -> SequenceOutput:
-        """An output with the time at which its continuation began, if that is news."""
-        if output.first_step_id is None:
-            return output
-        return replace(output, began_at_s=self._began_at_s.get(output.first_step_id))
+    def _figures(self, plan: StepPlan, result: StepResult, stats: EngineStats) -> StepFigures:
+        """Of the step that has just ended."""
+        num_iteration_tokens = stats.scheduler.num_prompt_tokens + stats.scheduler.num_output_tokens
+        figures = StepFigures(
+            phase=phase_of(plan),
+            num_sequences=len(plan.scheduled),
+            num_tokens=plan.num_tokens,
+            num_iteration_tokens=num_iteration_tokens - self._num_iteration_tokens,
+            duration_s=result.duration_s,
+            host_s=self._host_s,
+            prediction=None if self._step_time is None else predict_step(plan, self._step_time),
+        )
+        self._num_iteration_tokens, self._host_s = num_iteration_tokens, 0.0
+        return figures
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.

@@ -6,6 +6,7 @@ context and nothing is ever unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 class EngineReady(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded and the first step has been tried."""
 
-    load_seconds: float
+    startup_s: Mapping[str, float]
+    """Seconds by part: ``load``, ``warm_up``."""
     detail: str
     """What people may want to know of it: the attention backend, or what is simulated."""
 
@@ -78,9 +80,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
     outputs: tuple[SequenceOutput, ...]
     stats: EngineStats
-    """But for ``EngineStats.steps``."""
-    steps: StepFigures | None = None
-    """Now and then: they take more room than all else."""
+    steps: tuple[StepFigures, ...] = ()
+    """The steps that this tells of: of lanes side by side there may be several."""
 
 
 ToEngine = AddRequest | AbortRequest | Shutdown

@@ -16,6 +16,7 @@ from typing import Protocol
 from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import FromEngine
+from profiles.step_time import StepTimeModel
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -53,8 +54,9 @@ class OverlappedLoop(EngineLoop):
         vocab_size: int,
         send: Callable[[FromEngine], None],
         grammars: GrammarCompiler | None = None,
+        step_time: StepTimeModel | None = None,
     ) -> None:
-        super().__init__(scheduler, executor, vocab_size, send, grammars)
+        super().__init__(scheduler, executor, vocab_size, send, grammars, step_time)
         self._overlapping = executor
         self._in_flight: StepPlan | None = None
 

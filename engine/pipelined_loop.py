@@ -19,7 +19,7 @@ from engine.grammar import GrammarCompiler
 from engine.loop import EngineLoop, Executor
 from engine.messages import AddRequest, FromEngine, Progress, ToEngine
 from engine.protocol import EngineStats
-from engine.step_figures import total_figures
+from profiles.step_time import StepTimeModel
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import StepPlan, StepResult
 
@@ -53,12 +53,13 @@ class PipelinedLoop:
         vocab_size: int,
         send: Callable[[FromEngine], None],
         grammars: GrammarCompiler | None = None,
+        step_time: StepTimeModel | None = None,
     ) -> None:
         self._executor = executor
         self._send = send
         self._schedulers = schedulers
         self._lanes = [
-            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, grammars)
+            EngineLoop(scheduler, executor, vocab_size, self._send_for_all, grammars, step_time)
             for scheduler in schedulers
         ]
         self._in_flight: deque[tuple[int, StepPlan]] = deque()
@@ -123,8 +124,5 @@ class PipelinedLoop:
         """Passes on what a lane says, with the figures of all."""
         if isinstance(message, Progress):
             total = EngineStats.total([lane.stats for lane in self._lanes])
-            steps = message.steps
-            if steps is not None:
-                steps = total_figures(lane.figures for lane in self._lanes)
-            message = Progress(outputs=message.outputs, stats=total, steps=steps)
+            message = Progress(message.outputs, total, message.steps)
         self._send(message)

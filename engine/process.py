@@ -125,8 +125,8 @@ class _ForwardToServer(logging.Handler):
 
 def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
     """Makes everything ready for requests, so that "ready" means ready."""
-    started = time.perf_counter()
-    loop, detail = (
+    started_s = time.perf_counter()
+    loop, warm_up_s, detail = (
         _start_simulated(launch, send)
         if isinstance(launch, SimulatedLaunch)
         else _start_native(launch, send)
@@ -134,13 +134,14 @@ def _start(launch: AnyLaunch, send: Callable[[FromEngine], None]) -> Loop:
     # What exists now stays: keep the garbage collector from walking it during steps.
     gc.collect()
     gc.freeze()
-    send(EngineReady(load_seconds=time.perf_counter() - started, detail=detail))
+    load_s = time.perf_counter() - started_s - warm_up_s
+    send(EngineReady(startup_s={"load": load_s, "warm_up": warm_up_s}, detail=detail))
     loop.report()
     return loop
 
 
-def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
-    """Loads the model and tries one step.
+def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[Loop, float, str]:
+    """Loads the model and tries one step, which takes so many seconds; says what it is.
 
     Imports torch, which takes seconds and starts threads that must be bound before.
     """
@@ -152,38 +153,49 @@ def _start_native(launch: Launch, send: Callable[[FromEngine], None]) -> tuple[L
     from engine.native.runner import ModelRunner
 
     runner = ModelRunner(config)
-    runner.warm_up()
+    warm_up_s = _seconds_of(runner.warm_up)
     scheduler = Scheduler(config.scheduler, config.step_time)
-    rest = (runner.spec.vocab_size, send, runner.grammars)
-    if config.async_scheduling:
-        return OverlappedLoop(scheduler, OverlappingExecutor(runner), *rest), runner.detail
-    return EngineLoop(scheduler, runner, *rest), runner.detail
+    rest = (runner.spec.vocab_size, send, runner.grammars, config.step_time)
+    loop = (
+        OverlappedLoop(scheduler, OverlappingExecutor(runner), *rest)
+        if config.async_scheduling
+        else EngineLoop(scheduler, runner, *rest)
+    )
+    return loop, warm_up_s, runner.detail
 
 
-def _start_ranks(config: EngineConfig, send: Callable[[FromEngine], None]) -> tuple[Loop, str]:
+def _start_ranks(
+    config: EngineConfig, send: Callable[[FromEngine], None]
+) -> tuple[Loop, float, str]:
     """The same where other processes hold parts of the model."""
     from engine.native.parallel.executor import ParallelExecutor
 
     executor = ParallelExecutor(config)
-    executor.warm_up()
+    warm_up_s = _seconds_of(executor.warm_up)
     schedulers = [Scheduler(config.scheduler, config.step_time) for _ in range(config.num_lanes)]
-    rest = (executor.spec.vocab_size, send, executor.grammars)
+    rest = (executor.spec.vocab_size, send, executor.grammars, config.step_time)
     if config.async_scheduling:
         (scheduler,) = schedulers
-        return OverlappedLoop(scheduler, executor, *rest), executor.detail
-    return PipelinedLoop(schedulers, executor, *rest), executor.detail
+        return OverlappedLoop(scheduler, executor, *rest), warm_up_s, executor.detail
+    return PipelinedLoop(schedulers, executor, *rest), warm_up_s, executor.detail
+
+
+def _seconds_of(action: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    action()
+    return time.perf_counter() - began_s
 
 
 def _start_simulated(
     launch: SimulatedLaunch, send: Callable[[FromEngine], None]
-) -> tuple[Loop, str]:
+) -> tuple[Loop, float, str]:
     from engine.simulated.lanes import SimulatedLoop
 
     pools = launch.config.pools
     num_lanes = sum(pool.num_lanes for pool in pools)
     detail = f"simulating {'+'.join(pool.hardware for pool in pools)}"
     batches = f"{num_lanes} batches" if num_lanes > 1 else "one batch"
-    return SimulatedLoop(launch.config, send), f"{detail}, {batches} at a time"
+    return SimulatedLoop(launch.config, send), 0.0, f"{detail}, {batches} at a time"
 
 
 def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> Iterator[ToEngine]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from engine.step_figures import StepFigures
+from engine.step_totals import StepTotals
 from scheduler.request import Request
 from scheduler.stats import SchedulerStats
 from scheduler.step_plan import SequenceOutput
@@ -30,6 +30,8 @@ class EngineHealth:
     detail: str = ""
     """One line for people: what is being loaded, why it died."""
     num_restarts: int = 0
+    startup_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that the newest start took, by part; empty before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,45 +39,25 @@ class EngineStats:
     """The newest figures an engine sent; reading them never waits on its loop."""
 
     scheduler: SchedulerStats = field(default_factory=SchedulerStats)
+    num_compiling: int = 0
+    """Sequences that wait for their grammar, before the scheduler knows of them."""
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps since the engine started; of steps side by side, in each."""
-    steps: StepFigures = field(default_factory=StepFigures)
-    """As of a moment ago: they are sent now and then."""
 
     @classmethod
     def total(cls, parts: Sequence[EngineStats]) -> EngineStats:
         """The figures of lanes that run side by side, added up."""
-        names = [field.name for field in fields(SchedulerStats)]
-        counts = {name: sum(getattr(part.scheduler, name) for part in parts) for name in names}
         return cls(
-            scheduler=SchedulerStats(**counts),
+            scheduler=SchedulerStats.total(part.scheduler for part in parts),
+            num_compiling=sum(part.num_compiling for part in parts),
             num_steps=sum(part.num_steps for part in parts),
             step_seconds=sum(part.step_seconds for part in parts),
         )
 
-    def after(self, before: EngineStats) -> EngineStats:
-        """These figures, with counters that go on from those of an engine ``before`` this one."""
-        counters = {
-            name: getattr(self.scheduler, name) + getattr(before.scheduler, name)
-            for name in _COUNTERS
-        }
-        return EngineStats(
-            scheduler=replace(self.scheduler, **counters),
-            num_steps=self.num_steps + before.num_steps,
-            step_seconds=self.step_seconds + before.step_seconds,
-            steps=self.steps.plus(before.steps),
-        )
-
-
-_COUNTERS = (
-    "num_prefix_queries",
-    "num_prefix_hits",
-    "num_preemptions",
-    "num_draft_tokens",
-    "num_accepted_tokens",
-)
-"""Of ``SchedulerStats``, those that only grow."""
+    def counters(self) -> EngineStats:
+        """What still counts when the engine is gone."""
+        return replace(self, scheduler=self.scheduler.counters(), num_compiling=0)
 
 
 class EngineError(Exception):
@@ -123,7 +105,17 @@ class Engine(Protocol):
         whose last output then says ``abort``."""
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Counters go on where those of an engine that died ended."""
+        ...
+
+    def steps(self) -> StepTotals:
+        """Of all steps, those of engines that died among them."""
+        ...
+
+    def predicted_wait_s(self) -> float:
+        """What a request that came now would wait for its first step; 0 if nobody can tell."""
+        ...
 
     def health(self) -> EngineHealth: ...
 

@@ -46,15 +46,20 @@ class Slo:
     def is_empty(self) -> bool:
         return self.ttft_ms is None and self.tpot_ms is None and self.e2e_ms is None
 
+    @property
+    def targets_ms(self) -> dict[str, float]:
+        """The targets that there are: ``ttft``, ``tpot``, ``e2e``."""
+        targets = {"ttft": self.ttft_ms, "tpot": self.tpot_ms, "e2e": self.e2e_ms}
+        return {name: value for name, value in targets.items() if value is not None}
+
+    def verdicts(self, ttft_s: float, tpot_s: float | None, e2e_s: float) -> dict[str, bool]:
+        """Whether one request met each target; one without gaps has met that for them."""
+        measured = {"ttft": ttft_s, "tpot": tpot_s or 0.0, "e2e": e2e_s}
+        return {name: measured[name] * 1e3 <= value for name, value in self.targets_ms.items()}
+
     def is_met(self, times: RequestTimes) -> bool:
         """Whether one request met every target."""
-        tpot = times.tpot
-        return (
-            (self.ttft_ms is None or times.ttft * 1e3 <= self.ttft_ms)
-            and (self.tpot_ms is None or tpot is None or tpot * 1e3 <= self.tpot_ms)
-            and (self.e2e_ms is None or times.e2e * 1e3 <= self.e2e_ms)
-        )
+        return all(self.verdicts(times.ttft, times.tpot, times.e2e).values())
 
     def __str__(self) -> str:
-        targets = (("ttft", self.ttft_ms), ("tpot", self.tpot_ms), ("e2e", self.e2e_ms))
-        return ",".join(f"{name}={value:g}ms" for name, value in targets if value is not None)
+        return ",".join(f"{name}={value:g}ms" for name, value in self.targets_ms.items())

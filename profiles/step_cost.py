@@ -144,12 +144,28 @@ class StepCost:
 
     def kv_bytes(self, shape: StepShape) -> float:
         """Keys, values and recurrent state read and written."""
-        new = sum(self.kv_bytes_per_token) * shape.num_tokens
-        read = sum(
+        return self.kv_bytes_read(shape) + self.kv_bytes_written(shape)
+
+    def kv_bytes_read(self, shape: StepShape) -> float:
+        kept = sum(
             tokens * size
             for tokens, size in zip(shape.kv_tokens, self.kv_bytes_per_token, strict=True)
         )
-        return new + read + 2 * self.state_bytes_per_sequence * shape.num_sequences
+        return kept + self.state_bytes_per_sequence * shape.num_sequences
+
+    def kv_bytes_written(self, shape: StepShape) -> float:
+        new = sum(self.kv_bytes_per_token) * shape.num_tokens
+        return new + self.state_bytes_per_sequence * shape.num_sequences
+
+    def bytes_read(self, shape: StepShape) -> float:
+        """Weights, and what is kept of contexts."""
+        head = self.head_bytes if shape.num_sampled else 0.0
+        return self.weight_bytes_read(shape.num_tokens) + head + self.kv_bytes_read(shape)
+
+    def flops(self, shape: StepShape) -> float:
+        """Operations of the layers' products, the head's and attention."""
+        head = self.head_flops_per_row * shape.num_sampled
+        return self.linear_flops(shape.num_tokens) + head + self.attention_flops(shape)
 
     def attention_flops(self, shape: StepShape) -> float:
         return sum(

@@ -243,16 +243,21 @@ class StepTimeModel:
 
     def floor_s(self, shape: StepShape) -> float:
         """Seconds below which the device's peaks do not allow this step."""
+        return max(self.memory_floor_s(shape), self.compute_floor_s(shape))
+
+    def memory_floor_s(self, shape: StepShape) -> float:
+        """Seconds that the step's bytes take at the peak of the memory's bandwidth."""
+        num_bytes = self.cost.bytes_read(shape) + self.cost.kv_bytes_written(shape)
+        return num_bytes / self.rates.bandwidth_bytes_per_s
+
+    def compute_floor_s(self, shape: StepShape) -> float:
+        """Seconds that the step's operations take at the peak of arithmetic."""
         cost, rates = self.cost, self.rates
-        num_bytes = cost.weight_bytes_read(shape.num_tokens) + cost.kv_bytes(shape)
-        if shape.num_sampled:
-            num_bytes += cost.head_bytes
-        compute_s = (
+        return (
             cost.linear_flops(shape.num_tokens) / rates.linear_flops
             + cost.head_flops_per_row * shape.num_sampled / rates.head_peak
             + cost.attention_flops(shape) / rates.dense_flops
         )
-        return max(num_bytes / rates.bandwidth_bytes_per_s, compute_s)
 
     def terms(self, shape: StepShape) -> Terms:
         """Seconds of each term before coefficients, in the order of ``TERMS``."""

@@ -33,6 +33,8 @@ class BlockPool:
         self._block_of: dict[bytes, int] = {}
         self._num_cached = 0
         self._num_reserved = 0
+        self.num_evictions = 0
+        """Cached blocks that were given out again."""
 
     @property
     def num_blocks(self) -> int:
@@ -131,6 +133,7 @@ class BlockPool:
         if block_hash is not None:
             del self._block_of[block_hash]
             self._num_cached -= 1
+            self.num_evictions += 1
 
     def check_integrity(self, block_tables: Iterable[Sequence[int]], num_reserved: int = 0) -> None:
         """Compares the pool with all block tables and reservations that exist.

@@ -64,11 +64,13 @@ class Sequence:
     """Chain hash of each full block of ``token_ids`` hashed so far."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the sequence first ran."""
+    scheduled_at: float | None = None
+    """When it was first in a step, by the host's clock."""
+    num_preemptions: int = 0
+    num_preemptions_told: int = -1
+    """How many of those its outputs have spoken of; -1 before the first output."""
     awaited_hash: bytes = b""
     """While the sequence follows another: the last block that the other computes for both."""
-    first_step_id: int | None = None
-    """The step that it first ran in."""
-    num_preemptions: int = 0
     num_reported_tokens: int = 1
     """Prompt tokens whose logarithmic probabilities are out; of the first there is none."""
 

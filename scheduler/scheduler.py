@@ -30,6 +30,7 @@ from scheduler.assumed import AssumedStep
 from scheduler.config import SchedulerConfig
 from scheduler.output_details import unreported
 from scheduler.policy import prefill_share, virtual_deadline
+from scheduler.reporting import Reporting
 from scheduler.request import FinishReason, Request, Sequence, SequenceStatus
 from scheduler.sampling_params import InvalidParameterError
 from scheduler.speculation import Speculation
@@ -53,7 +54,6 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, step_time: StepTimeModel | None = None) -> None:
         self.config = config
-        self.step_time = step_time
         self._admission = Admission(config)
         self._running = self._admission.running
         self._pool = self._admission.pool
@@ -66,7 +66,7 @@ class Scheduler:
         self._assumed = AssumedStep()
         self._next_sequence_id = 0
         self._next_step_id = 0
-        self._num_preemptions = 0
+        self._reporting = Reporting()
         self._speculation = Speculation(config, step_time)
 
     # ------------------------------------------------------------------ requests come and go
@@ -129,8 +129,11 @@ class Scheduler:
 
     # ------------------------------------------------------------------ one step
 
-    def schedule(self) -> StepPlan:
-        """Chooses who runs in the next step and gives them their blocks."""
+    def schedule(self, now_s: float = 0.0) -> StepPlan:
+        """Chooses who runs in the next step and gives them their blocks.
+
+        ``now_s`` is the time by the host's clock, which is only passed on: ``SequenceHistory``.
+        """
         num_waiting = len(self._admission.waiting)
         chunks, new_blocks = self._schedule_single_tokens()
         due = list(chunks)
@@ -156,6 +159,7 @@ class Scheduler:
                 left -= chunks[sequence]
                 if left == 0:
                     break
+        self._reporting.started(started, now_s)
         new_blocks.update((sequence, sequence.block_table) for sequence in started)
         if left > 0:
             for sequence in sorted(chunks, key=by_order):
@@ -221,10 +225,7 @@ class Scheduler:
                         finish_reason=finish_reason,
                         num_cached_tokens=sequence.num_cached_tokens,
                         details=details,
-                        first_step_id=sequence.first_step_id
-                        if sequence.num_output_tokens == len(token_ids)
-                        else None,
-                        num_preemptions=sequence.num_preemptions if finish_reason else 0,
+                        history=self._reporting.gave(sequence, len(token_ids)),
                     )
                 )
         return outputs
@@ -369,9 +370,6 @@ class Scheduler:
         step_id = self._next_step_id
         self._next_step_id += 1
         dropped, self._dropped = tuple(self._dropped), []
-        for sequence in started:
-            if sequence.first_step_id is None:
-                sequence.first_step_id = step_id
         return StepPlan(
             step_id=step_id,
             dropped=dropped,
@@ -441,8 +439,7 @@ class Scheduler:
             # A token that it is just sampling is sampled again, as the same one.
             self._assumed.undo(sequence)
             self._dropped.append(sequence.sequence_id)
-            sequence.num_preemptions += 1
-            self._num_preemptions += 1
+            self._reporting.preempted(sequence)
         self._admission.give_way(sequence)
         return sequence
 
@@ -477,19 +474,7 @@ class Scheduler:
         return [sequence.num_computed_tokens for sequence in self._running]
 
     def stats(self) -> SchedulerStats:
-        admission = self._admission
-        return SchedulerStats(
-            num_running=len(admission.running),
-            num_waiting=len(admission.waiting) + len(admission.following),
-            num_blocks=self._pool.num_blocks,
-            num_free_blocks=self._pool.num_free,
-            num_cached_blocks=self._pool.num_cached,
-            num_prefix_queries=admission.num_prefix_queries,
-            num_prefix_hits=admission.num_prefix_hits,
-            num_preemptions=self._num_preemptions,
-            num_draft_tokens=self._speculation.num_draft_tokens,
-            num_accepted_tokens=self._speculation.num_accepted_tokens,
-        )
+        return self._reporting.stats(self._admission, self._speculation)
 
     def check_integrity(self) -> None:
         """Compares everything that is stored twice; cheap enough to call whenever idle.

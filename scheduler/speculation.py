@@ -42,8 +42,11 @@ class Speculation:
         self._num_steps = 0
         self._num_drafts_on_way: int | None = None
         """Drafts in the step that is on its way, if it was considered at all."""
+        self.num_drafts = 0
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0
+        self.num_accepted_at: list[int] = []
+        """Accepted tokens by their place in the draft."""
 
     @property
     def looks_next(self) -> bool:
@@ -107,8 +110,12 @@ class Speculation:
 
     def observe(self, sequence: Sequence, num_drafts: int, num_accepted: int) -> None:
         """Takes in how a sequence's drafts fared."""
+        self.num_drafts += 1
         self.num_draft_tokens += num_drafts
         self.num_accepted_tokens += num_accepted
+        self.num_accepted_at += [0] * (num_accepted - len(self.num_accepted_at))
+        for place in range(num_accepted):
+            self.num_accepted_at[place] += 1
         self._rate.observe(num_drafts, num_accepted)
         self._drafters[sequence].observe(num_drafts, num_accepted)
 

@@ -124,6 +124,16 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceHistory:
+    """What befell a sequence before it gave the tokens that this comes with."""
+
+    scheduled_at: float
+    """When it was first in a step, by the clock of the scheduler's host."""
+    num_preemptions: int
+    """Times that it lost its blocks since."""
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceOutput:
     """New tokens of one continuation, on their way to whoever asked."""
 
@@ -133,9 +143,5 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     details: OutputDetails | None = None
-    first_step_id: int | None = None
-    """With the continuation's first output: the step that it first ran in."""
-    began_at_s: float | None = None
-    """When that step began, by the host's clock; the host adds it."""
-    num_preemptions: int = 0
-    """With the last output: how often it lost its blocks."""
+    history: SequenceHistory | None = None
+    """With the first tokens, and with the first after each preemption."""

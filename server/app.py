@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
-from planner.slo import Slo
 from server import health
 from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
@@ -22,6 +21,8 @@ from server.context import (
     ServerContext,
 )
 from server.metrics import Metrics
+from server.metrics.deployment import Deployment
+from server.metrics.host import HostSampler
 from server.openai import chat, completions, embeddings, models, tokenize
 from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
@@ -30,11 +31,12 @@ from server.openai.reasoning import family_of as reasoning_family_of
 from server.openai.tools.families import ToolFamily
 from server.openai.tools.families import family_of as tool_family_of
 from server.rate_limits import NO_LIMITS, RateLimiter, Rates
-from server.record import CLIENT_CLOSED_REQUEST, NO_TARGETS
+from server.record import CLIENT_CLOSED_REQUEST
 from server.request_log import RequestLogMiddleware
 from server.served_model import ServedModel
 from server.streaming import ClientDisconnectedError
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing
 from server.version import ridgeline_version
 
 EXPOSED_HEADERS = (
@@ -58,11 +60,13 @@ def create_app(
     api_keys: ApiKeys | None = None,
     rates: Rates = NO_LIMITS,
     allowed_origins: Sequence[str] = (),
-    targets: Slo = NO_TARGETS,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
+    deployment: Deployment | None = None,
+    host: HostSampler | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; starting and stopping the engine is the caller's.
+    """The application; starting and stopping what it is given is the caller's.
 
     Without ``conventions`` they are what the chat template tells.
     """
@@ -73,7 +77,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics(engine, model.name, model.max_model_len)
+    metrics = Metrics(engine, model, deployment, host)
     app.state.context = ServerContext(
         engine,
         tokenizer,
@@ -102,9 +106,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(
-        RequestLogMiddleware, metrics=metrics, targets=targets
-    )  # the last one added is outermost
+    trace = None if tracing is None else tracing.export
+    # The last one added is outermost.
+    app.add_middleware(RequestLogMiddleware, metrics=metrics.requests, trace=trace)
     return app
 
 

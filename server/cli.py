@@ -105,6 +105,7 @@ def serve(
     max_queued_tokens: flags.MaxQueuedTokens = None,
     max_queue_wait: flags.MaxQueueWait = None,
     shutdown_grace: flags.ShutdownGrace = 30.0,
+    otlp_endpoint: flags.OtlpEndpoint = None,
     log_format: flags.Format = LogFormat.TEXT,
     log_level: flags.Level = LogLevel.INFO,
 ) -> int:

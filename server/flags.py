@@ -194,6 +194,10 @@ MaxQueueWait = Annotated[
 ShutdownGrace = Annotated[
     float, typer.Option(help="Seconds that running requests have to finish.", min=0)
 ]
+OtlpEndpoint = Annotated[
+    str | None,
+    typer.Option(help="OpenTelemetry collector to send traces to, such as http://localhost:4318."),
+]
 ToolCallParser = Annotated[
     str,
     typer.Option(

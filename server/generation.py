@@ -134,7 +134,6 @@ async def generate_text(
     Raises:
         EngineError: the engine refused a request or could not finish it.
     """
-    record.handed_over(requests)
     streams = [
         _generate_one(engine, request, i * request.n, tokenizer, options, record)
         for i, request in enumerate(requests)
@@ -155,23 +154,23 @@ async def _generate_one(
     choices = [ChoiceText(first_index + j, tokenizer, options) for j in range(request.n)]
     num_open = request.n
     is_first = True
+    prompt = record.submitted(request)
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             if is_first:
                 is_first = False
+                prompt.num_cached_tokens = output.num_cached_tokens
                 record.prompt_processed(len(request.prompt_token_ids), output.num_cached_tokens)
             choice = choices[output.index]
-            if output.began_at_s is not None:
-                record.choice_began(choice.index, output.began_at_s)
             if choice.is_finished:
                 continue
             if output.finish_reason is FinishReason.ABORT:
                 raise EngineError("The request was aborted before it was finished.")
             details = output.details or NO_DETAILS
             delta = choice.push(output.token_ids, output.finish_reason, details)
-            record.tokens_arrived(delta.index, len(delta.token_ids))
+            record.tokens_arrived(prompt, output.index, len(delta.token_ids), output.history)
             if delta.finish_reason is not None:
-                record.choice_finished(delta.index, delta.finish_reason, output.num_preemptions)
+                record.choice_finished(prompt, output.index, delta.finish_reason)
                 num_open -= 1
                 if output.finish_reason is None and num_open:
                     # A stop string, which the engine does not see: its siblings go on alone.

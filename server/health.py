@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 
 from fastapi import APIRouter
@@ -62,5 +63,6 @@ async def version(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
-    body = context_of(request).metrics.exposition()
+    # Writing it takes longer than a token, and streams shall not wait for it.
+    body = await asyncio.to_thread(context_of(request).metrics.exposition)
     return Response(body, headers={"content-type": CONTENT_TYPE_LATEST})

@@ -1,39 +1,22 @@
-"""What one request did, for its log line and for the metrics."""
+"""What one request did, for its log line, the metrics and its trace."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
-from planner.slo import Slo
 from scheduler.request import Request
-from server.metrics import Metrics
+from scheduler.step_plan import SequenceHistory
+from server.metrics.requests import RequestMetrics
+from server.prompt_record import PromptRecord
 from server.rate_limits import ANYBODY, NO_LIMITS, Rates
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that went away; it is only ever logged."""
-
-
-NO_TARGETS = Slo()
-
-
-@dataclass(slots=True)
-class _Choice:
-    """One continuation, as far as it has come."""
-
-    began_at: float | None = None
-    """When the engine first ran it."""
-    first_at: float = 0.0
-    last_at: float = 0.0
-    num_tokens: int = 0
-    is_finished: bool = False
-
-    @property
-    def tpot(self) -> float | None:
-        if self.num_tokens < 2:
-            return None
-        return (self.last_at - self.first_at) / (self.num_tokens - 1)
+_REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+"""What a request is answered that there is no room for, or no engine."""
 
 
 @dataclass(slots=True)
@@ -45,8 +28,11 @@ class RequestRecord:
     """
 
     request_id: str
-    metrics: Metrics
-    targets: Slo = NO_TARGETS
+    metrics: RequestMetrics
+    trace: Callable[[RequestRecord], None] | None = None
+    """Takes the record when it is closed."""
+    trace_context: Mapping[str, str] = field(default_factory=dict)
+    """The client's ``traceparent`` and ``tracestate``."""
     arrival: float = field(default_factory=time.perf_counter)
     caller: str = ANYBODY
     """The name of the API key."""
@@ -63,81 +49,51 @@ class RequestRecord:
     num_reasoning_tokens: int | None = None
     """Of the completion tokens; None where nobody tells them apart."""
     first_token_at: float | None = None
+    ended_at: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     failure: str = ""
+    status: int = 0
+    """Of the failure."""
     is_disconnected: bool = False
-    _num_choices: int = 0
-    """Of all prompts, each of which has as many."""
-    _choices_per_prompt: int = 1
-    _choices: dict[int, _Choice] = field(default_factory=dict)
+    prompts: list[PromptRecord] = field(default_factory=list)
+    _is_admitted: bool = False
+    _is_refused: bool = False
 
     def generation_began(self, endpoint: str) -> None:
         self.endpoint = endpoint
 
-    def handed_over(self, requests: Sequence[Request]) -> None:
-        """The engine has got these."""
-        for request in requests:
-            self._choices_per_prompt = request.n
-            self._num_choices += request.n
-            self.metrics.params_n.observe(request.n)
-            self.metrics.params_max_tokens.observe(request.sampling.max_tokens)
+    def submitted(self, request: Request) -> PromptRecord:
+        """A prompt is handed to the engine."""
+        prompt = PromptRecord(request, self.metrics, self.arrival)
+        self.prompts.append(prompt)
+        return prompt
 
     def prompt_processed(self, num_tokens: int, num_cached: int) -> None:
+        self._admitted()
         self.num_prompt_tokens += num_tokens
         self.num_cached_tokens += num_cached
-        metrics = self.metrics
-        metrics.prompt_tokens.inc(num_tokens)
-        metrics.prompt_tokens_cached.inc(num_cached)
-        metrics.request_prompt_tokens.observe(num_tokens)
-        metrics.prefill_computed_tokens.observe(num_tokens - num_cached)
+        self.metrics.count_prompt(num_tokens, num_cached)
 
-    def choice_began(self, index: int, at_s: float) -> None:
-        """The engine first ran a continuation then."""
-        self._choice(index).began_at = at_s
-        self.metrics.queue_time.observe(max(0.0, at_s - self.arrival))
-
-    def tokens_arrived(self, index: int, count: int) -> None:
-        """Counts new tokens of a continuation; those that come together have no gap between."""
-        if count == 0:
-            return
-        now = time.perf_counter()
-        choice, metrics = self._choice(index), self.metrics
-        if self.first_token_at is None:
-            self.first_token_at = now
-            metrics.ttft.observe(now - self.arrival)
-        if choice.num_tokens:
-            metrics.inter_token_latency.observe(now - choice.last_at)
-        else:
-            choice.first_at = now
-            if choice.began_at is not None:
-                metrics.prefill_time.observe(max(0.0, now - choice.began_at))
-        for _ in range(count - 1):
-            metrics.inter_token_latency.observe(0.0)
-        choice.last_at = now
-        choice.num_tokens += count
+    def tokens_arrived(
+        self, prompt: PromptRecord, j: int, count: int, history: SequenceHistory | None
+    ) -> None:
+        """New tokens of continuation ``j`` of a prompt."""
+        prompt.tokens_arrived(j, count, history)
         self.num_completion_tokens += count
-        metrics.generation_tokens.inc(count)
+        if self.first_token_at is None:
+            self.first_token_at = prompt.first_token_at
 
-    def choice_finished(self, index: int, reason: str, num_preemptions: int) -> None:
+    def choice_finished(self, prompt: PromptRecord, j: int, reason: str) -> None:
         self.finish_reasons.append(reason)
-        choice, metrics = self._choice(index), self.metrics
-        choice.is_finished = True
-        metrics.count_ended(reason)
-        metrics.request_generation_tokens.observe(choice.num_tokens)
-        metrics.request_preemptions.observe(num_preemptions)
-        if choice.num_tokens:
-            metrics.decode_time.observe(choice.last_at - choice.first_at)
-            if choice.began_at is not None:
-                metrics.inference_time.observe(max(0.0, choice.last_at - choice.began_at))
-        if choice.tpot is not None:
-            metrics.time_per_output_token.observe(choice.tpot)
-            metrics.observe_tpot_for_otel(self.endpoint, choice.tpot)
-        self._compare_with_targets(choice)
+        prompt.finished(j, reason)
 
     def failed(self, status: int, reason: str) -> None:
         """The answer is an error, or ends with one."""
-        self.failure = reason
+        self.failure, self.status = reason, status
         self.metrics.count_failure(status, reason)
+        if self.endpoint and not self._is_admitted and status in _REFUSALS:
+            self._is_refused = True
+            self.metrics.count_rejection(status, reason)
 
     def client_disconnected(self) -> None:
         self.is_disconnected = True
@@ -147,54 +103,11 @@ class RequestRecord:
         """Nothing more will come; call once."""
         for act in self.at_end:
             act()
-        if not self.endpoint:
-            return
-        metrics, now = self.metrics, time.perf_counter()
-        metrics.count_request(self.endpoint, self.outcome)
-        metrics.observe_for_otel(self.endpoint, now - self.arrival, self._error, self.ttft)
-        self._count_unfinished()
-        if self.outcome == "completed" and self.first_token_at is not None:
-            last_at = max(choice.last_at for choice in self._choices.values())
-            metrics.e2e_latency.observe(last_at - self.arrival)
-            for longest in self._longest_of_each_prompt():
-                metrics.request_max_generation_tokens.observe(longest)
-
-    def _count_unfinished(self) -> None:
-        """Continuations that were begun for nothing: misses of every target."""
-        reason = "abort" if self.is_disconnected else "error"
-        num_finished = sum(choice.is_finished for choice in self._choices.values())
-        for _ in range(self._num_choices - num_finished):
-            self.metrics.count_ended(reason)
-            self._compare_with_targets(None)
-
-    def _compare_with_targets(self, choice: _Choice | None) -> None:
-        """Of a continuation that has ended; None is one that came to nothing."""
-        found: dict[str, float] = {}
-        if choice is not None:
-            found["ttft"] = choice.first_at - self.arrival
-            found["tpot"] = choice.tpot or 0.0
-            found["e2e"] = choice.last_at - self.arrival
-        kept_all = choice is not None
-        for name in ("ttft", "tpot", "e2e"):
-            target_ms: float | None = getattr(self.targets, f"{name}_ms")
-            if target_ms is not None:
-                kept = name in found and 1000 * found[name] <= target_ms
-                kept_all = kept_all and kept
-                self.metrics.count_target(name, kept=kept)
-        if kept_all and choice is not None:
-            self.metrics.goodput_tokens.inc(choice.num_tokens)
-
-    def _longest_of_each_prompt(self) -> Iterator[int]:
-        each = self._choices_per_prompt
-        for first in range(0, self._num_choices, each):
-            yield max(self._choice(first + i).num_tokens for i in range(each))
-
-    def _choice(self, index: int) -> _Choice:
-        return self._choices.setdefault(index, _Choice())
-
-    @property
-    def _error(self) -> str:
-        return "disconnected" if self.is_disconnected else self.failure
+        self.ended_at = time.perf_counter()
+        if self.endpoint:
+            self._count()
+        if self.trace is not None:
+            self.trace(self)
 
     @property
     def outcome(self) -> str:
@@ -205,3 +118,41 @@ class RequestRecord:
     @property
     def ttft(self) -> float | None:
         return None if self.first_token_at is None else self.first_token_at - self.arrival
+
+    @property
+    def tpot(self) -> float | None:
+        """Of the slowest continuation."""
+        times = [choice.tpot for prompt in self.prompts for choice in prompt.choices]
+        return max((seconds for seconds in times if seconds is not None), default=None)
+
+    @property
+    def e2e(self) -> float | None:
+        """To the last token."""
+        times = [prompt.last_token_at for prompt in self.prompts]
+        last = max((moment for moment in times if moment is not None), default=None)
+        return None if last is None else last - self.arrival
+
+    def _admitted(self) -> None:
+        if self.endpoint and not self._is_admitted:
+            self._is_admitted = True
+            self.metrics.count_admission()
+
+    def _count(self) -> None:
+        assert self.ended_at is not None
+        metrics = self.metrics
+        metrics.count_request(self.endpoint, self.outcome)
+        if self.prompts and not self._is_refused:
+            self._admitted()
+            for _ in (choice for prompt in self.prompts for choice in prompt.unfinished()):
+                metrics.count_finish("error" if self.failure else "abort")
+        duration_s = self.ended_at - self.arrival if self.e2e is None else self.e2e
+        if self.is_disconnected:
+            metrics.observe_failed_operation(self.endpoint, duration_s, "client_disconnected")
+        elif self.failure:
+            metrics.observe_failed_operation(self.endpoint, duration_s, self.failure)
+            if self.status >= 500 or self.status in _REFUSALS:
+                metrics.judge_failed()
+        else:
+            metrics.observe_operation(self.endpoint, duration_s, self.ttft, self.tpot)
+            if self.ttft is not None and self.e2e is not None:
+                metrics.judge(self.ttft, self.tpot, self.e2e, self.num_completion_tokens)

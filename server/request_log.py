@@ -7,38 +7,49 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from planner.slo import Slo
 from server.logs import request_id_var
-from server.metrics import Metrics
+from server.metrics.requests import RequestMetrics
 from server.openai.errors import as_api_error
 from server.rate_limits import ANYBODY
-from server.record import CLIENT_CLOSED_REQUEST, NO_TARGETS, RequestRecord
+from server.record import CLIENT_CLOSED_REQUEST, RequestRecord
 
 logger = logging.getLogger(__name__)
 
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_TRACE_HEADERS = ("traceparent", "tracestate")
+"""W3C's Trace Context."""
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Asked every few seconds by probes; logged at debug level."""
 
 
 class RequestLogMiddleware:
-    def __init__(self, app: ASGIApp, metrics: Metrics, targets: Slo = NO_TARGETS) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics,
+        trace: Callable[[RequestRecord], None] | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
-        self._targets = targets
+        self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         record = RequestRecord(
-            choose_request_id(Headers(scope=scope)), self._metrics, self._targets
+            choose_request_id(headers),
+            self._metrics,
+            self._trace,
+            {name: headers[name] for name in _TRACE_HEADERS if name in headers},
         )
         scope.setdefault("state", {})["record"] = record
         request_id_var.set(record.request_id)

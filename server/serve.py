@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -20,7 +21,6 @@ from engine.queue_limits import QueueLimits
 from engine.resolve import Voice
 from engine.simulated.text import PLACEHOLDER_TEXT
 from planner.plan import Plan, read_plan
-from planner.slo import Slo
 from profiles.detect import detect_hardware
 from profiles.measured import calibrated
 from profiles.model_spec import ModelSpec
@@ -31,10 +31,10 @@ from server.auth import ApiKeys
 from server.banner import Banner
 from server.chat_template import ChatTemplate
 from server.choices import EngineChoice
-from server.engine_metrics import ENGINE
 from server.lifecycle import Tls, bind, run_server
 from server.logs import configure_logging
-from server.metrics import Metrics
+from server.metrics.deployment import Deployment
+from server.metrics.host import HostSampler
 from server.model_source import BUNDLED_MODEL_DIR, check_files, find_facts, find_model
 from server.planning import (
     Decision,
@@ -48,6 +48,7 @@ from server.rate_limits import Rates
 from server.served_model import ServedModel, sampling_defaults
 from server.settings import ServeOptions, base_url, check_origins, curl_line, parse_size
 from server.tokenizer import Tokenizer
+from server.tracing import Tracing, TracingError, open_tracing
 from server.version import ridgeline_version
 
 logger = logging.getLogger(__name__)
@@ -105,45 +106,74 @@ def serve(options: ServeOptions) -> int:
         banner.starting()
         for warning in loaded.decision.warnings:
             logger.warning("%s", warning)
+        prepare_s = time.perf_counter() - began
         engine = EngineClient(
             loaded.decision.config,
             QueueLimits(
                 options.max_queued_requests, options.max_queued_tokens, options.max_queue_wait
             ),
         )
-        app = create_app(
-            engine,
-            loaded.tokenizer,
-            loaded.chat_template,
-            loaded.model,
-            conventions=conventions,
-            api_keys=door.keys,
-            rates=Rates(options.requests_per_minute, options.tokens_per_minute),
-            allowed_origins=door.origins,
-            targets=targets_of(loaded.decision),
-            max_body_bytes=door.max_body_bytes,
-            request_timeout_s=options.request_timeout,
-        )
-        describe(app.state.context.metrics, loaded)
+        with _observation(options, loaded.model) as (host, tracing):
+            app = create_app(
+                engine,
+                loaded.tokenizer,
+                loaded.chat_template,
+                loaded.model,
+                conventions=conventions,
+                api_keys=door.keys,
+                rates=Rates(options.requests_per_minute, options.tokens_per_minute),
+                allowed_origins=door.origins,
+                max_body_bytes=door.max_body_bytes,
+                request_timeout_s=options.request_timeout,
+                deployment=Deployment(
+                    loaded.decision.plan, loaded.decision.settings, loaded.hardware
+                ),
+                host=host,
+                tracing=tracing,
+            )
+            metrics = app.state.context.metrics
+            metrics.startup_took("prepare", prepare_s)
 
-        def ready() -> None:
-            seconds = time.perf_counter() - began
-            app.state.context.metrics.set_startup_seconds(seconds)
-            banner.ready(seconds)
+            def on_ready() -> None:
+                total_s = time.perf_counter() - began
+                metrics.startup_took("total", total_s)
+                host.look()  # the engine's memory is its own now
+                banner.ready(total_s)
 
-        running = run_server(
-            app,
-            engine,
-            listener,
-            shutdown_grace_s=options.shutdown_grace,
-            on_ready=ready,
-            tls=door.tls,
-            request_timeout_s=options.request_timeout,
-        )
+            running = run_server(
+                app,
+                engine,
+                listener,
+                shutdown_grace_s=options.shutdown_grace,
+                on_ready=on_ready,
+                tls=door.tls,
+                request_timeout_s=options.request_timeout,
+            )
+            try:
+                return uvloop.run(running)
+            except EngineError as error:
+                raise StartupError(str(error)) from error
+
+
+@contextmanager
+def _observation(
+    options: ServeOptions, model: ServedModel
+) -> Iterator[tuple[HostSampler, Tracing | None]]:
+    """Looks at the host and sends traces while the server lives."""
+    tracing = None
+    if options.otlp_endpoint is not None:
         try:
-            return uvloop.run(running)
-        except EngineError as error:
+            tracing = open_tracing(options.otlp_endpoint, model.name)
+        except TracingError as error:
             raise StartupError(str(error)) from error
+    host = HostSampler()
+    host.start()
+    try:
+        yield host, tracing
+    finally:
+        host.stop()
+        if tracing is not None:
+            tracing.close()
 
 
 def _door(options: ServeOptions) -> _Door:
@@ -157,34 +187,6 @@ def _door(options: ServeOptions) -> _Door:
         origins=check_origins(options.allowed_origin or ()),
         max_body_bytes=parse_size(options.max_body_size),
     )
-
-
-def describe(metrics: Metrics, loaded: _Loaded) -> None:
-    """Puts what was decided among the metrics."""
-    settings = loaded.decision.settings
-    facts = {name: str(value) for name, value in dataclasses.asdict(settings).items()}
-    metrics.set_info(
-        "ridgeline_plan_info",
-        "1, with what the engine was started with",
-        {"model_name": loaded.model.name, "hardware": loaded.hardware, **facts},
-    )
-    metrics.set_info(
-        "vllm:cache_config_info",
-        "1, with the size of the KV cache",
-        {
-            "engine": ENGINE,
-            "block_size": facts["block_size"],
-            "num_gpu_blocks": facts["num_kv_blocks"],
-            "cache_dtype": facts["kv_cache_dtype"],
-            "enable_prefix_caching": facts["enable_prefix_caching"],
-        },
-    )
-
-
-def targets_of(decision: Decision) -> Slo:
-    """What the plan was made for."""
-    slo = decision.plan.slo
-    return Slo.parse(slo) if slo else Slo()
 
 
 def tls_of(options: ServeOptions) -> Tls | None:

@@ -79,6 +79,7 @@ class ServeOptions(EngineFlags):
     """Seconds."""
     shutdown_grace: float = 30.0
     """Seconds."""
+    otlp_endpoint: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.INFO
 

@@ -18,7 +18,7 @@ from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress, RequestRefused, ToEngine
 from engine.protocol import EngineStats
 from engine.simulated.executor import SimulatedExecutor
-from engine.step_figures import StepFigures, total_figures
+from engine.step_figures import StepFigures
 from scheduler.sampling_params import SamplingParams
 from scheduler.scheduler import Scheduler
 from scheduler.step_plan import SequenceOutput
@@ -89,7 +89,7 @@ class SimulatedLoop:
 
     def report(self) -> None:
         """Sends the newest figures."""
-        self._send(Progress((), self._stats(), self._figures()))
+        self._send(Progress(outputs=(), stats=self._stats()))
 
     def idle(self) -> None:
         """To be called when there has been nothing to do for a while: takes stock.
@@ -104,20 +104,17 @@ class SimulatedLoop:
     def _forward(self, messages: Iterable[FromEngine]) -> None:
         """Sends what lanes said, their progress as one message with the figures of all."""
         outputs: list[SequenceOutput] = []
-        any_progress = any_figures = False
+        steps: list[StepFigures] = []
+        any_progress = False
         for message in messages:
             if isinstance(message, Progress):
                 any_progress = True
-                any_figures |= message.steps is not None
                 outputs += message.outputs
+                steps += message.steps
             else:
                 self._send(message)
         if any_progress:
-            figures = self._figures() if any_figures else None
-            self._send(Progress(tuple(outputs), self._stats(), figures))
-
-    def _figures(self) -> StepFigures:
-        return total_figures(lane.figures for lane in self._lanes)
+            self._send(Progress(tuple(outputs), self._stats(), tuple(steps)))
 
     def _stats(self) -> EngineStats:
         return EngineStats.total([lane.stats for lane in self._lanes])
@@ -128,7 +125,7 @@ class Lane:
 
     def __init__(self, pool: SimulatedPool, config: SimulatedConfig) -> None:
         self._weight = pool.share / pool.num_lanes
-        self._scheduler = Scheduler(pool.scheduler, pool.step_time)
+        self._scheduler = Scheduler(pool.scheduler)
         executor = SimulatedExecutor(
             pool.step_time,
             config.placeholder,
@@ -136,7 +133,13 @@ class Lane:
             max_model_len=config.max_model_len,
         )
         self._said: list[FromEngine] = []
-        self._loop = EngineLoop(self._scheduler, executor, config.vocab_size, self._said.append)
+        self._loop = EngineLoop(
+            self._scheduler,
+            executor,
+            config.vocab_size,
+            self._said.append,
+            step_time=pool.step_time,
+        )
         self._inbox: list[ToEngine] = []
         self._num_told = 0
         """Sequences in the inbox."""
@@ -148,10 +151,6 @@ class Lane:
         """How much later than it should a step ended just now."""
         self.stats = EngineStats(scheduler=self._scheduler.stats())
         """Figures after the newest step that has ended."""
-
-    @property
-    def figures(self) -> StepFigures:
-        return self._loop.figures
 
     @property
     def can_start(self) -> bool:

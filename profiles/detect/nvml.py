@@ -89,17 +89,30 @@ class NvmlSnapshot:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NvmlUsage:
+    """What a GPU is doing at one moment; None for what its driver does not tell."""
+
+    index: int
+    name: str
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    power_watts: float | None = None
+    utilization: float | None = None
+    """Share of the last moment (up to a second) in which a kernel ran."""
+    temperature_celsius: float | None = None
+    clock_hertz: float | None = None
+    """Of its multiprocessors."""
+
+
 def read_nvml(nvml: Any = None) -> NvmlSnapshot:
     """A snapshot; empty without NVIDIA's library or driver, which is no fault of the machine.
 
     ``nvml`` stands in for the ``pynvml`` module in tests.
     """
+    nvml = nvml or _pynvml()
     if nvml is None:
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            logger.debug("no NVIDIA devices: nvidia-ml-py is not installed")
-            return NvmlSnapshot()
+        return NvmlSnapshot()
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -112,6 +125,34 @@ def read_nvml(nvml: Any = None) -> NvmlSnapshot:
         return _Reader(nvml).snapshot()
     finally:
         nvml.nvmlShutdown()
+
+
+def read_usage(nvml: Any = None) -> tuple[NvmlUsage, ...]:
+    """What every GPU is doing; nothing without NVIDIA's library or driver. Takes milliseconds.
+
+    ``nvml`` stands in for the ``pynvml`` module in tests.
+    """
+    nvml = nvml or _pynvml()
+    if nvml is None:
+        return ()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        logger.debug("no NVIDIA devices: %s", error)
+        return ()
+    try:
+        return _Reader(nvml).usage()
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _pynvml() -> Any:
+    """NVIDIA's library, if it is installed."""
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        logger.debug("no NVIDIA devices: nvidia-ml-py is not installed")
+        return None
 
 
 def _unusable(nvml: Any, error: Any) -> str:
@@ -130,10 +171,37 @@ class _Reader:
         self._nvml = nvml
         self._warnings: list[str] = []
 
-    def snapshot(self) -> NvmlSnapshot:
+    def usage(self) -> tuple[NvmlUsage, ...]:
+        return tuple(self._usage(index, handle) for index, handle in self._handles().items())
+
+    def _usage(self, index: int, handle: Any) -> NvmlUsage:
+        nvml = self._nvml
+        total, free, used = self._memory(handle)
+        power_mw = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
+        temperature = self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        clock_mhz = self._ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM)
+        if used is None and total is not None and free is not None:
+            used = total - free
+        return NvmlUsage(
+            index=index,
+            name=self._text(nvml.nvmlDeviceGetName, handle) or "unknown NVIDIA GPU",
+            used_bytes=used,
+            total_bytes=total,
+            power_watts=None if power_mw is None else power_mw / 1000,
+            utilization=None if rates is None else rates.gpu / 100,
+            temperature_celsius=None if temperature is None else float(temperature),
+            clock_hertz=None if clock_mhz is None else clock_mhz * 1e6,
+        )
+
+    def _handles(self) -> dict[int, Any]:
+        """Of the devices that can be used, by index."""
         count = self._ask(self._nvml.nvmlDeviceGetCount) or 0
         handles = {index: self._handle(index) for index in range(count)}
-        found = {index: handle for index, handle in handles.items() if handle is not None}
+        return {index: handle for index, handle in handles.items() if handle is not None}
+
+    def snapshot(self) -> NvmlSnapshot:
+        found = self._handles()
         return NvmlSnapshot(
             driver_version=self._text(self._nvml.nvmlSystemGetDriverVersion),
             devices=tuple(self._device(index, handle) for index, handle in found.items()),

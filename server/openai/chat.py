@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import groupby
 
 import msgspec
 from fastapi import APIRouter
@@ -18,8 +19,14 @@ from server.generation import TextDelta
 from server.openai.admission import admit, check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
 from server.openai.body import parse_request, read_object
-from server.openai.chat_reading import chat_texts, forced_calls, tool_use, visible_tokens
-from server.openai.chat_text import ChatText, ChatTextDelta
+from server.openai.chat_reading import (
+    chat_texts,
+    forced_calls,
+    thinking,
+    tool_use,
+    visible_tokens,
+)
+from server.openai.chat_text import ChatText, ChatTextDelta, ToolCallDelta
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import bad_request
@@ -67,7 +74,8 @@ async def create_chat_completion(request: Request) -> Response:
     use = tool_use(fields)
     check_accepting(context)
     prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
-    calls = forced_calls(use, fields, context)
+    thought = thinking(fields, context, prompt)
+    calls = forced_calls(use, thought, fields, context)
     wanted = await wanted_of(fields, context, asked_logprobs(fields), calls=calls)
     answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(
@@ -87,7 +95,7 @@ async def create_chat_completion(request: Request) -> Response:
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
     admit(context, record, requests)
-    texts = chat_texts(use, fields, context, prompt, requests[0].n)
+    texts = chat_texts(use, thought, fields, context, requests[0].n)
     record.num_reasoning_tokens = 0
     deltas = run_job(job, context, record)
     if fields.stream:
@@ -135,7 +143,7 @@ def read(texts: list[ChatText], delta: TextDelta, record: RequestRecord) -> Chat
 
 
 def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[ChatChunkChoice]:
-    """The chunks that say what is new: content, each tool call in two, and the end.
+    """The chunks that say what is new: thought, content, tool calls, and the end.
 
     The first says the role; the last says why the choice ended.
     """
@@ -145,15 +153,8 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
         deltas.append(ChatDelta(reasoning=thought, reasoning_content=thought))
     if parsed.content:
         deltas.append(ChatDelta(content=parsed.content))
-    for index, call_id, call in parsed.tool_calls:
-        head = ToolCallOutput(
-            index=index,
-            id=call_id,
-            type="function",
-            function=FunctionCallOutput(name=call.name, arguments=""),
-        )
-        body = ToolCallOutput(index=index, function=FunctionCallOutput(arguments=call.arguments))
-        deltas += [ChatDelta(tool_calls=[head]), ChatDelta(tool_calls=[body])]
+    pieces = [piece for call in parsed.tool_calls for piece in call_pieces(call)]
+    deltas += [ChatDelta(tool_calls=[piece]) for piece in pieces]
     source = parsed.source
     if not deltas and (source.finish_reason is not None or job.shows_tokens):
         deltas = [ChatDelta(content="") if is_first else ChatDelta()]
@@ -169,6 +170,20 @@ def chunk_choices(job: Job, parsed: ChatTextDelta, *, is_first: bool) -> list[Ch
             logprobs=chat_logprobs(job.tokenizer, source) if job.with_logprobs else None,
         )
     return choices
+
+
+def call_pieces(call: ToolCallDelta) -> list[ToolCallOutput]:
+    """A call begins with all but its arguments, which follow as they grow."""
+    pieces = []
+    if call.is_first:
+        function = FunctionCallOutput(name=call.name, arguments="")
+        pieces.append(
+            ToolCallOutput(index=call.index, id=call.call_id, type="function", function=function)
+        )
+    if call.arguments:
+        function = FunctionCallOutput(arguments=call.arguments)
+        pieces.append(ToolCallOutput(index=call.index, function=function))
+    return pieces
 
 
 def chat_chunk(
@@ -217,15 +232,7 @@ async def collect(
 def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
     last = parts[-1]
     content = "".join(part.content for part in parts)
-    calls = [
-        ToolCallOutput(
-            id=call_id,
-            type="function",
-            function=FunctionCallOutput(name=call.name, arguments=call.arguments),
-        )
-        for part in parts
-        for _, call_id, call in part.tool_calls
-    ]
+    calls = whole_calls([call for part in parts for call in part.tool_calls])
     reasoning = "".join(part.reasoning for part in parts) or UNSET
     message = AssistantMessage(
         content=content if content or not calls else None,
@@ -248,3 +255,14 @@ def chat_choice(job: Job, parts: list[ChatTextDelta]) -> ChatChoice:
         stop_reason=last.source.stop_reason,
         token_ids=token_ids if job.return_token_ids else UNSET,
     )
+
+
+def whole_calls(pieces: list[ToolCallDelta]) -> list[ToolCallOutput]:
+    """Calls from their pieces, which come in order."""
+    calls = []
+    for _, group in groupby(pieces, key=lambda piece: piece.index):
+        first, *rest = group
+        arguments = "".join([first.arguments, *(piece.arguments for piece in rest)])
+        function = FunctionCallOutput(name=first.name, arguments=arguments)
+        calls.append(ToolCallOutput(id=first.call_id, type="function", function=function))
+    return calls

@@ -10,13 +10,12 @@ from server.context import ServerContext
 from server.openai import reasoning as thoughts
 from server.openai.chat_text import ChatText
 from server.openai.errors import bad_request
-from server.openai.reasoning import ReasoningFamily, ReasoningSplitter
+from server.openai.reasoning import ReasoningFamily, ReasoningSplitter, ThoughtCounter
 from server.openai.schemas import ChatCompletionRequest, FunctionDefinition, NamedTool
-from server.openai.tools import families
-from server.openai.tools.families import MOST_FORCED_CALLS
-from server.tokenizer import Tokenizer
+from server.openai.tools import families, grammar
+from server.openai.tools.grammar import MOST_FORCED_CALLS, ThoughtForm
 
-_END_OF_PROMPT = 8
+_END_OF_PROMPT = 16
 """Tokens that tell whether a prompt ends within a thought."""
 
 
@@ -52,13 +51,34 @@ def tool_use(fields: ChatCompletionRequest) -> ToolUse:
     return ToolUse(offered, offered if choice == "required" else ())
 
 
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the thought of an answer is written, where one may come."""
+
+    family: ReasoningFamily
+    is_inside: bool
+    """Whether the prompt has opened it."""
+
+
+def thinking(
+    fields: ChatCompletionRequest, context: ServerContext, prompt: tuple[int, ...]
+) -> Thinking | None:
+    """None where nothing is told apart: the model does not think, or the answer has a form, which
+    is that of the whole answer."""
+    family = context.conventions.reasoning
+    if family is None or fields.response_format or fields.structured_outputs:
+        return None
+    end = context.tokenizer.decode(prompt[-_END_OF_PROMPT:], skip_special_tokens=False)
+    return Thinking(family, thoughts.opens_thought(family, end))
+
+
 def forced_calls(
-    use: ToolUse, fields: ChatCompletionRequest, context: ServerContext
+    use: ToolUse, thought: Thinking | None, fields: ChatCompletionRequest, context: ServerContext
 ) -> Grammar | None:
     """What the answer must be if tools must be called.
 
     Raises:
-        ApiError: the model's calls are not to be read.
+        ApiError: the model's calls are not to be read, or a tool's cannot be made.
     """
     if not use.forced:
         return None
@@ -66,47 +86,52 @@ def forced_calls(
     if family is None:
         raise bad_request("tool_choice cannot force calls: nobody reads them here.", "tool_choice")
     single = use.is_named or fields.parallel_tool_calls is False
-    return families.forced_calls(
-        family,
-        use.forced,
-        most=1 if single else MOST_FORCED_CALLS,
-        token_id=context.tokenizer.token_id,
-    )
+    form = None
+    if thought is not None:
+        form = ThoughtForm(*thoughts.markers_of(thought.family), thought.is_inside)
+    try:
+        return grammar.forced_calls(
+            family,
+            use.forced,
+            most=1 if single else MOST_FORCED_CALLS,
+            token_id=context.tokenizer.token_id,
+            thought=form,
+        )
+    except ValueError as error:
+        raise bad_request(f"tools: {error}.", "tools") from None
 
 
 def chat_texts(
     use: ToolUse,
+    thought: Thinking | None,
     fields: ChatCompletionRequest,
     context: ServerContext,
-    prompt: tuple[int, ...],
     count: int,
 ) -> list[ChatText]:
     """A reader for each choice."""
+    return [_chat_text(use, thought, fields, context) for _ in range(count)]
+
+
+def _chat_text(
+    use: ToolUse, thought: Thinking | None, fields: ChatCompletionRequest, context: ServerContext
+) -> ChatText:
     family = context.conventions.tools
-    reasoning = context.conventions.reasoning if not use.forced else None
-    if fields.response_format or fields.structured_outputs:
-        reasoning = None  # the form is that of the whole answer
-    closing = None
-    inside = False
-    if reasoning is not None:
-        closing = context.tokenizer.token_id(thoughts.markers_of(reasoning)[1])
-        inside = _begins_inside(reasoning, context.tokenizer, prompt)
-    return [
-        ChatText(
-            tools=families.parser_of(
-                family,
-                [function.name for function in use.offered],
-                parallel=fields.parallel_tool_calls is not False,
-            )
-            if use.offered and family is not None
-            else None,
-            reasoning=None if reasoning is None else ReasoningSplitter(reasoning, is_inside=inside),
-            end_of_thought=closing,
-            shows_reasoning=fields.include_reasoning is not False,
-            is_named=use.is_named,
-        )
-        for _ in range(count)
-    ]
+    tools = splitter = counter = None
+    if use.offered and family is not None:
+        names = frozenset(function.name for function in use.offered)
+        parallel = fields.parallel_tool_calls is not False
+        tools = families.parser_of(family, names, parallel=parallel)
+    if thought is not None:
+        kind, inside = thought.family, thought.is_inside
+        splitter = ReasoningSplitter(kind, is_inside=inside)
+        counter = ThoughtCounter(context.tokenizer, kind, is_inside=inside)
+    return ChatText(
+        tools=tools,
+        reasoning=splitter,
+        thoughts=counter,
+        shows_reasoning=fields.include_reasoning is not False,
+        is_named=use.is_named,
+    )
 
 
 def visible_tokens(use: ToolUse, context: ServerContext) -> frozenset[int]:
@@ -142,8 +167,3 @@ def effort_variables(effort: str | None, template: ChatTemplate) -> dict[str, ob
         f"(known: {known}).",
         "reasoning_effort",
     )
-
-
-def _begins_inside(family: ReasoningFamily, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> bool:
-    end = tokenizer.decode(prompt[-_END_OF_PROMPT:], skip_special_tokens=False)
-    return thoughts.opens_thought(family, end)

@@ -13,7 +13,6 @@ from server.openai.chat_reading import effort_variables
 from server.openai.errors import bad_request
 from server.openai.parameters import refuse_overlong, truncated
 from server.openai.schemas import (
-    ChatCompletionRequest,
     Conversation,
     GenerationFields,
     Message,
@@ -68,14 +67,21 @@ def render(
         )
     generation_prompt = not continues and fields.add_generation_prompt is not False
     variables = fields.chat_template_kwargs or {}
-    if isinstance(fields, ChatCompletionRequest):
-        variables = effort_variables(fields.reasoning_effort, template) | variables
+    for name, value in effort_variables(fields.reasoning_effort, template).items():
+        if variables.get(name, value) != value:
+            raise bad_request(
+                f"reasoning_effort and {name!r} of chat_template_kwargs contradict each other.",
+                param="reasoning_effort",
+            )
+        variables = {**variables, name: value}
     if reserved := RESERVED_NAMES & variables.keys():
         raise bad_request(
             f"chat_template_kwargs must not contain {min(reserved)!r}.",
             param="chat_template_kwargs",
         )
     tools = [_tool(tool) for tool in fields.tools or ()] if with_tools else []
+    if tools and "tools" not in template.source:
+        raise bad_request("This model's chat template has no place for tools.", "tools")
     try:
         return template.render(
             messages,

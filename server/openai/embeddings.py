@@ -133,10 +133,12 @@ async def _embed_all(
 async def _embed(
     engine: Engine, request: EngineRequest, record: RequestRecord
 ) -> tuple[float, ...]:
+    prompt = record.submitted(request)
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             if output.details is not None and output.details.embedding:
                 record.prompt_processed(len(request.prompt_token_ids), output.num_cached_tokens)
+                record.choice_finished(prompt, 0, "stop")
                 return output.details.embedding
     raise EngineError("The engine ended the request before it was finished.")
 

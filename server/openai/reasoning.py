@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from server.openai.tools.calls import partial_tag_length
+from server.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
 class ReasoningFamily(StrEnum):
@@ -39,7 +41,8 @@ class ReasoningSplitter:
     def __init__(self, family: ReasoningFamily, *, is_inside: bool) -> None:
         self._opening, self._closing = _MARKERS[family]
         self.is_inside = is_inside
-        self._may_begin = not is_inside
+        self.may_begin = not is_inside
+        """Whether it is not known yet if there is a thought."""
         self._at_edge = is_inside
         """Whether white space is that around a thought."""
         self._buffer = ""
@@ -47,7 +50,7 @@ class ReasoningSplitter:
 
     def push(self, text: str) -> SplitText:
         self._buffer += text
-        if self._may_begin and not self._begin():
+        if self.may_begin and not self._begin():
             return SplitText()
         if not self.is_inside:
             return SplitText(content=self._content())
@@ -76,7 +79,7 @@ class ReasoningSplitter:
             self._buffer = start[len(self._opening) :]
         elif not start or self._opening.startswith(start):
             return False
-        self._may_begin = False
+        self.may_begin = False
         return True
 
     def _thought(self, text: str) -> str:
@@ -94,6 +97,38 @@ class ReasoningSplitter:
             text = text.lstrip()
             self._at_edge = not text
         return text
+
+
+class ThoughtCounter:
+    """Counts the tokens of a thought: from the first of the answer through the one that completes
+    the closing marker, or all if it is never closed.
+
+    It reads token by token, while text is held back where a stop string may begin, and comes for
+    several tokens at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, family: ReasoningFamily, *, is_inside: bool) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=False)
+        self._splitter = ReasoningSplitter(family, is_inside=is_inside)
+        self._num_undecided = 0
+        self._is_over = False
+
+    def push(self, token_ids: Iterable[int]) -> int:
+        """How many more are known to be of the thought."""
+        count = 0
+        for token_id in token_ids:
+            if self._is_over:
+                break
+            was_inside = self._splitter.is_inside
+            self._splitter.push(self._detokenizer.push(token_id))
+            self._num_undecided += 1
+            if self._splitter.may_begin:
+                continue
+            if was_inside or self._splitter.is_inside:
+                count += self._num_undecided
+            self._num_undecided = 0
+            self._is_over = not self._splitter.is_inside
+        return count
 
 
 def family_of(template: str) -> ReasoningFamily | None:

@@ -20,6 +20,7 @@ PositiveInt = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Logprobs = Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)]
+ReasoningEffort = Annotated[str, Meta(min_length=1, max_length=32)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 
 
@@ -169,7 +170,7 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     top_logprobs: Logprobs | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     include_reasoning: bool | None = None
-    reasoning_effort: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     parallel_tool_calls: bool | None = None
 
 
@@ -204,6 +205,7 @@ class TokenizeChatRequest(msgspec.Struct, kw_only=True):
     messages: Messages
     tools: Tools | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None

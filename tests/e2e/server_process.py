@@ -19,7 +19,6 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 _READY_S = 60.0
-_SAME_FOR_ALL = ("model_name", "engine")
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,12 @@ class ServerProcess:
         return httpx.get(self.base_url + path, timeout=10)
 
     def metrics(self) -> dict[str, float]:
-        """Samples by name, with their labels but ``model_name`` in braces where there are any."""
+        """Samples by name, with their own labels in braces where there are any."""
         samples = {}
         for family in text_string_to_metric_families(self.get("/metrics").text):
             for sample in family.samples:
-                labels = {k: v for k, v in sample.labels.items() if k not in _SAME_FOR_ALL}
+                common = ("model_name", "engine")
+                labels = {k: v for k, v in sample.labels.items() if k not in common}
                 text = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
                 samples[f"{sample.name}{{{text}}}" if text else sample.name] = sample.value
         return samples

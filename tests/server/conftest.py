@@ -11,14 +11,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from planner.slo import Slo
 from scheduler.request import Request
 from server.app import create_app
 from server.auth import ApiKeys
 from server.chat_template import ChatTemplate
 from server.context import ChatConventions
 from server.rate_limits import NO_LIMITS, Rates
-from server.record import NO_TARGETS
 from server.served_model import SamplingDefaults, ServedModel
 from server.tokenizer import Tokenizer
 from tests.server.scripted_engine import ScriptedEngine
@@ -72,7 +70,6 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
         api_keys: ApiKeys | None = None,
         rates: Rates = NO_LIMITS,
         allowed_origins: tuple[str, ...] = (),
-        targets: Slo = NO_TARGETS,
         defaults: SamplingDefaults | None = None,
         conventions: ChatConventions | None = None,
         max_body_bytes: int = 2**20,
@@ -103,7 +100,6 @@ async def serve(tokenizer: Tokenizer, eos: int) -> AsyncIterator[Serve]:
             api_keys=ApiKeys([api_key]) if api_key else api_keys,
             rates=rates,
             allowed_origins=allowed_origins,
-            targets=targets,
             max_body_bytes=max_body_bytes,
         )
         transport = httpx.ASGITransport(app)

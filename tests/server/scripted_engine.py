@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
+from engine.step_totals import StepTotals
 from scheduler.request import FinishReason, Request
 from scheduler.step_plan import OutputDetails, SequenceOutput, TokenLogprobs
 
@@ -28,8 +29,6 @@ class ScriptedEngine:
     fail_after: int | None = None
     failure: Exception = field(default_factory=lambda: EngineError("the engine died"))
     num_cached_tokens: int = 0
-    began_after_s: float | None = None
-    """When each continuation first ran, after its arrival."""
     gate: asyncio.Semaphore | None = None
     requests: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -37,6 +36,8 @@ class ScriptedEngine:
     num_running: int = 0
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     current_stats: EngineStats = field(default_factory=EngineStats)
+    current_steps: StepTotals = field(default_factory=StepTotals)
+    current_wait_s: float = 0.0
     num_restarts: int = 0
 
     async def start(self) -> None:
@@ -87,17 +88,8 @@ class ScriptedEngine:
             if reason is not None:
                 break
         details = self._details(request, j, tokens, is_first=start == 0)
-        return SequenceOutput(
-            request.request_id,
-            j,
-            tuple(tokens),
-            reason,
-            self.num_cached_tokens,
-            details,
-            began_at_s=request.arrival_time + self.began_after_s
-            if start == 0 and self.began_after_s is not None
-            else None,
-        )
+        num_cached = min(self.num_cached_tokens, len(request.prompt_token_ids) - 1)
+        return SequenceOutput(request.request_id, j, tuple(tokens), reason, num_cached, details)
 
     def _details(
         self, request: Request, j: int, tokens: list[int], *, is_first: bool
@@ -121,6 +113,12 @@ class ScriptedEngine:
 
     def stats(self) -> EngineStats:
         return self.current_stats
+
+    def steps(self) -> StepTotals:
+        return self.current_steps
+
+    def predicted_wait_s(self) -> float:
+        return self.current_wait_s
 
     def health(self) -> EngineHealth:
         return EngineHealth(self.state, num_restarts=self.num_restarts)

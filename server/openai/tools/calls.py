@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import msgspec
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class CallDelta:
+    """What is new of a call."""
+
+    index: int
+    """Which call of the message."""
     name: str
     arguments: str
-    """A JSON object, as text."""
+    """A piece of a JSON object, as the model wrote it; all pieces together are the object."""
+    is_first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +23,24 @@ class ParsedText:
     """What a piece of output turned out to be."""
 
     content: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
 
 class ToolParser(Protocol):
-    """Splits text that arrives in pieces into content and complete calls.
+    """Splits text that arrives in pieces into content and calls.
 
-    What turns out to be no call stays in the content as it was written. The outcome does not depend
-    on how the text is cut.
+    A call begins when its name is certain and its arguments begin; from then on it stays one, and
+    its arguments come as they are written. What turns out to be no call before that stays in the
+    content as it was written. The outcome does not depend on how the text is cut.
     """
+
+    @property
+    def num_calls(self) -> int: ...
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the arguments of all calls that have ended are valid JSON."""
+        ...
 
     def push(self, text: str) -> ParsedText: ...
 
@@ -38,26 +49,9 @@ class ToolParser(Protocol):
         ...
 
 
-def parse_call(text: str) -> ToolCall | None:
-    """The call that a text is; None when it is not one."""
-    try:
-        return call_of(msgspec.json.decode(text))
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        return None
-
-
-def call_of(value: Any) -> ToolCall | None:
-    """The call that a JSON value means: a name, and an object of arguments, or parameters as Llama
-    says."""
-    if not isinstance(value, dict):
-        return None
-    name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-        return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
-
-
 def partial_tag_length(text: str, tag: str) -> int:
     """Length of the longest end of ``text`` that is a proper beginning of ``tag``."""
-    longest = min(len(text), len(tag) - 1)
-    return next((k for k in range(longest, 0, -1) if tag.startswith(text[-k:])), 0)
+    place = text.find(tag[0], max(0, len(text) - len(tag) + 1))
+    while place >= 0 and not tag.startswith(text[place:]):
+        place = text.find(tag[0], place + 1)
+    return 0 if place < 0 else len(text) - place

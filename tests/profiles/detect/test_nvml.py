@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from profiles.detect.nvml import NvmlDevice, NvmlLink, NvmlProcess, NvmlSnapshot, read_nvml
+from profiles.detect.nvml import (
+    NvmlDevice,
+    NvmlLink,
+    NvmlProcess,
+    NvmlSnapshot,
+    NvmlUsage,
+    read_nvml,
+    read_usage,
+)
 
 pynvml = pytest.importorskip("pynvml")
 
@@ -57,6 +65,12 @@ class FakeNvml:
         if version is not None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
         return SimpleNamespace(total=100, free=60, used=40)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        return 250_000
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> object:  # noqa: N802
+        return SimpleNamespace(gpu=75, memory=10)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[object]:  # noqa: N802
         return [SimpleNamespace(pid=7, usedGpuMemory=None)]
@@ -118,3 +132,22 @@ def test_a_broken_driver_is_a_warning(error: str, words: str) -> None:
 
 def test_this_machine_is_read_without_an_error() -> None:
     assert isinstance(read_nvml(), NvmlSnapshot)
+
+
+def test_usage_is_what_each_device_tells() -> None:
+    first, second = read_usage(FakeNvml())
+    assert second.index == 1
+    assert first == NvmlUsage(
+        index=0,
+        name="NVIDIA H100 80GB HBM3",
+        used_bytes=40,
+        total_bytes=100,
+        power_watts=250.0,
+        utilization=0.75,
+    )
+
+
+def test_there_is_no_usage_without_a_driver_or_of_a_lost_device() -> None:
+    assert read_usage(FakeNvml(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)) == ()
+    (only,) = read_usage(FakeNvml(lost=frozenset({0})))
+    assert only.index == 1

@@ -217,20 +217,31 @@ async def test_tools_are_shown_and_calls_are_parsed(serve: Serve, tokenizer: Tok
     assert json.dumps([TOOL]) in prompt
 
 
-async def test_streamed_tool_calls_come_whole(serve: Serve) -> None:
-    served = serve(f"{CALL}{CALL}")
+@pytest.mark.parametrize("tokens_per_output", [1, 3, 1000])
+async def test_streamed_tool_calls_grow(serve: Serve, tokens_per_output: int) -> None:
+    served = serve(f"Look: {CALL}{CALL}", tokens_per_output=tokens_per_output)
+    whole = (await served.chat(tools=[TOOL])).json()["choices"][0]
     chunks = events((await served.chat(tools=[TOOL], stream=True)).text)
-    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"] == "tool_calls"
     deltas = [
         delta for chunk in chunks for delta in chunk["choices"][0]["delta"].get("tool_calls", [])
     ]
-    assert [delta["index"] for delta in deltas] == [0, 0, 1, 1]
-    head, body = deltas[:2]
-    assert (head["type"], head["function"]["name"]) == ("function", "get_weather")
-    assert json.loads(head["function"]["arguments"] + body["function"]["arguments"]) == {
-        "city": "Paris"
-    }
-    assert all(not chunk["choices"][0]["delta"].get("content") for chunk in chunks)
+    for index, call in enumerate(whole["message"]["tool_calls"]):
+        head, *pieces = [delta for delta in deltas if delta["index"] == index]
+        assert head == {
+            "index": index,
+            "id": head["id"],
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": ""},
+        }
+        assert all(set(piece) == {"index", "function"} for piece in pieces)
+        arguments = [piece["function"]["arguments"] for piece in pieces]
+        assert "".join(arguments) == call["function"]["arguments"] == '{"city": "Paris"}'
+        if tokens_per_output == 1:
+            assert len(arguments) > 3
+    assert [delta["index"] for delta in deltas] == sorted(delta["index"] for delta in deltas)
+    content = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert content == whole["message"]["content"] == "Look:"
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
 
 
@@ -239,12 +250,53 @@ async def test_content_of_a_call_alone_is_null(serve: Serve) -> None:
     assert answer["choices"][0]["message"]["content"] is None
 
 
-async def test_a_call_that_is_cut_short_is_content_and_length(serve: Serve) -> None:
-    answer = (await serve(CALL).chat(tools=[TOOL], max_tokens=5)).json()
-    (choice,) = answer["choices"]
-    assert choice["finish_reason"] == "length"
-    assert choice["message"]["content"].startswith("<tool_call>")
-    assert "tool_calls" not in choice["message"]
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_is_cut_short_is_length(
+    serve: Serve, tokenizer: Tokenizer, stream: bool
+) -> None:
+    """Content before it is certain to be one, then a call whose arguments break off."""
+    arguments_begin = CALL.index(': {"city') + 2
+    seen = set()
+    for count in range(1, len(tokenizer.encode(CALL, add_special_tokens=False))):
+        response = await serve(CALL).chat(tools=[TOOL], max_tokens=count, stream=stream)
+        content, arguments, reason = said(response.text, stream=stream)
+        token_ids = tokenizer.encode(CALL, add_special_tokens=False)[:count]
+        written = tokenizer.decode(token_ids, skip_special_tokens=False)
+        assert reason == "length"
+        if len(written) <= arguments_begin:
+            assert (content, arguments) == (written, [])
+        else:
+            end = CALL.index("}}") + 1
+            assert (content, arguments) == ("", [written[arguments_begin:end]])
+        seen.add(bool(arguments))
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_cannot_be_made_is_no_reason_to_make_it(
+    serve: Serve, stream: bool
+) -> None:
+    broken = CALL.replace('"Paris"', "Paris")
+    response = await serve(broken).chat(tools=[TOOL], stream=stream)
+    assert said(response.text, stream=stream) == ("", ['{"city": Paris}}'], "stop")
+
+
+def said(text: str, *, stream: bool) -> tuple[str, list[str], str]:
+    """Content, the arguments of each call, and why the choice ended."""
+    if not stream:
+        (choice,) = json.loads(text)["choices"]
+        calls = choice["message"].get("tool_calls", [])
+        arguments = [call["function"]["arguments"] for call in calls]
+        return choice["message"]["content"] or "", arguments, choice["finish_reason"]
+    content, pieces, reason = "", dict[int, str](), ""
+    for chunk in events(text):
+        (choice,) = chunk["choices"]
+        content += choice["delta"].get("content", "")
+        reason = choice["finish_reason"] or reason
+        for call in choice["delta"].get("tool_calls", []):
+            index = call["index"]
+            pieces[index] = pieces.get(index, "") + call["function"]["arguments"]
+    return content, [*pieces.values()], reason
 
 
 @pytest.mark.parametrize("fields", [{"tools": [TOOL], "tool_choice": "none"}, {}])

@@ -9,14 +9,20 @@ from server.context import ChatConventions
 from server.openai.reasoning import (
     ReasoningFamily,
     ReasoningSplitter,
+    ThoughtCounter,
     family_of,
     opens_thought,
 )
+from server.openai.tools.families import ToolFamily
+from server.tokenizer import Tokenizer
+from tests.cuts import SIZES, cut
 from tests.server.conftest import Serve, events
 from tests.server.tokenizers_for_tests import CHAT_TEMPLATE
 
 THINK = ReasoningFamily.THINK
 THINKS = ChatConventions(reasoning=THINK)
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 
 
 def run(*pieces: str, inside: bool = False) -> tuple[str, str]:
@@ -49,18 +55,41 @@ def test_a_thought_is_told_from_the_answer(
 
 @given(
     st.lists(st.sampled_from(["<think>", "</think>", "<", "\n", " ", "so", "é"]), max_size=8),
-    st.lists(st.integers(1, 9), min_size=1),
+    SIZES,
     st.booleans(),
 )
 def test_the_outcome_does_not_depend_on_how_text_is_cut(
     parts: list[str], sizes: list[int], inside: bool
 ) -> None:
-    text, pieces, start = "".join(parts), [], 0
-    while start < len(text):
-        size = sizes[len(pieces) % len(sizes)]
-        pieces.append(text[start : start + size])
-        start += size
-    assert run(*pieces, inside=inside) == run(text, inside=inside)
+    text = "".join(parts)
+    assert run(*cut(text, sizes), inside=inside) == run(text, inside=inside)
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<", "\n", " so ", "é", "🙂"]), max_size=8),
+    SIZES,
+    st.booleans(),
+)
+def test_tokens_of_a_thought_are_counted_exactly(
+    tokenizer: Tokenizer, parts: list[str], sizes: list[int], inside: bool
+) -> None:
+    """Up to the token that completes the closing marker, however many come at once; here markers
+    are many tokens long."""
+    text = "".join(parts)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    thinks = inside or text.lstrip().startswith("<think>")
+    start = 0 if inside else text.find("<think>") + len("<think>")
+    expected = len(token_ids) if thinks else 0
+    if thinks and "</think>" in text[start:]:
+        end = text.index("</think>", start) + len("</think>")
+        lengths = (len(tokenizer.decode(token_ids[:n])) for n in range(len(token_ids)))
+        expected = sum(length < end for length in lengths)
+    counter = ThoughtCounter(tokenizer, THINK, is_inside=inside)
+    pieces, place = [], 0
+    for size in sizes * (len(token_ids) + 1):
+        pieces.append(token_ids[place : place + size])
+        place += size
+    assert sum(map(counter.push, pieces)) == expected
 
 
 def test_who_thinks_is_told_from_the_template() -> None:
@@ -95,6 +124,22 @@ async def test_thoughts_have_fields_of_their_own(serve: Serve) -> None:
         "refusal": None,
     }
     assert hidden["usage"] == answer["usage"]
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_calls_follow_a_thought_but_are_not_in_it(serve: Serve, choice: str) -> None:
+    conventions = ChatConventions(tools=ToolFamily.HERMES, reasoning=THINK)
+    served = serve(f"<think>Not {CALL} yet.</think>\n{CALL}", conventions=conventions)
+    (said,) = (await served.chat(tools=[TOOL], tool_choice=choice)).json()["choices"]
+    assert said["message"]["reasoning"] == f"Not {CALL} yet."
+    assert said["message"]["content"] is None
+    (call,) = said["message"]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    assert said["finish_reason"] == "tool_calls"
+    grammar = served.engine.requests[0].sampling.grammar
+    assert (grammar is not None) == (choice == "required")
+    if grammar is not None:
+        assert "thought" in grammar.text
 
 
 async def test_a_template_may_open_the_thought(serve: Serve) -> None:
@@ -132,3 +177,20 @@ async def test_effort_is_what_the_template_can_tell_apart(serve: Serve) -> None:
         response = await serve(template=template).chat(reasoning_effort="high")
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "reasoning_effort"
+
+
+async def test_effort_is_told_to_tokenize_and_must_not_be_contradicted(serve: Serve) -> None:
+    switch = "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}" + CHAT_TEMPLATE
+    served = serve(template=switch)
+    fields = {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}}
+    messages = [{"role": "user", "content": "Hi"}]
+    counts = []
+    for more in ({}, fields):
+        body = {"messages": messages, "add_generation_prompt": True, **more}
+        counts.append((await served.client.post("/tokenize", json=body)).json()["count"])
+    assert counts[0] < counts[1]
+    assert (await served.chat(**fields)).status_code == 200
+    assert len(served.engine.requests[0].prompt_token_ids) == counts[1]
+    response = await served.chat(**fields | {"chat_template_kwargs": {"enable_thinking": True}})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "reasoning_effort"
