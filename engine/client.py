@@ -207,7 +207,10 @@ class EngineClient:
             failure = await self._run_process()
             was_ready = self._ready.is_set()
             self._stats = (self.stats().counters(), EngineStats())
-            self._fail_all(EngineError(f"the engine stopped while it ran this request: {failure}"))
+            # Why is the operator's to know, who finds it in the log.
+            self._fail_all(EngineError("The engine stopped while it ran this request."))
+            if self._health.state is EngineState.DRAINING:
+                logger.error("engine died: %s", failure)
             if self._health.state in (EngineState.STOPPED, EngineState.DRAINING):
                 return
             num_failed_starts = 0 if was_ready else num_failed_starts + 1
