@@ -69,10 +69,14 @@ class EngineUnavailableError(EngineError):
 
 
 class EngineOverloadedError(EngineError):
-    """Too much waits for the engine already; ``retry_after_s`` is when it is predicted not to."""
+    """Too much waits for the engine already.
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    ``reason`` is one of a few words, ``retry_after_s`` when it is predicted to be otherwise.
+    """
+
+    def __init__(self, message: str, reason: str, retry_after_s: float) -> None:
         super().__init__(message)
+        self.reason = reason
         self.retry_after_s = retry_after_s
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from engine.config import EngineConfig, SimulatedConfig
 from engine.protocol import EngineOverloadedError
-from scheduler.queueing import Pace, pace_of, predicted_wait_s
+from scheduler.queueing import Backlog, Pace, pace_of, predicted_wait_s
 from scheduler.request import Request
 
 _FIRST_MEAN_OUTPUT = 128.0
@@ -18,11 +19,20 @@ _LEAST_RETRY_S = 1.0
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
     max_queued_requests: int = 256
-    """Requests that may wait beside those that fit into a step."""
+    """Sequences that may wait beside those that fit into a step; a request for ``n`` continuations
+    is so many of them. Whoever comes first may have any number."""
     max_queued_tokens: int | None = None
     """Prompt tokens that may wait; one prompt may whatever its length."""
     max_wait_s: float | None = None
     """A request that is predicted to wait longer is refused."""
+
+
+class Overload(StrEnum):
+    """Which of the bounds a request would have crossed."""
+
+    QUEUED_REQUESTS = "queued_requests"
+    QUEUED_TOKENS = "queued_tokens"
+    QUEUE_WAIT = "queue_wait"
 
 
 class Queue:
@@ -32,22 +42,15 @@ class Queue:
         self._limits = limits
         self._most = config.max_num_seqs + limits.max_queued_requests
         self._pace = _pace(config)
-        self._num_in_flight = 0
-        self._waiting: dict[str, int] = {}
-        """Prompt tokens of the requests without output."""
+        self._backlog = Backlog()
+        self._shares: dict[str, Backlog] = {}
+        """What each request adds to the backlog."""
         self._mean_output = _FIRST_MEAN_OUTPUT
 
     @property
     def wait_s(self) -> float:
         """What the next request is predicted to wait; 0 where no step-time model is known."""
-        if self._pace is None:
-            return 0.0
-        return predicted_wait_s(
-            self._pace,
-            num_in_flight=self._num_in_flight,
-            waiting_tokens=sum(self._waiting.values()),
-            mean_output_tokens=self._mean_output,
-        )
+        return 0.0 if self._pace is None else predicted_wait_s(self._pace, self._backlog)
 
     def check(self, request: Request) -> None:
         """
@@ -55,36 +58,57 @@ class Queue:
             EngineOverloadedError: there is no place for the request.
         """
         wait_s = self.wait_s
-        reason = self._why_not(request, wait_s)
-        if reason:
-            raise EngineOverloadedError(reason, max(_LEAST_RETRY_S, wait_s))
+        if why_not := self._why_not(request, wait_s):
+            overload, message = why_not
+            raise EngineOverloadedError(message, overload.value, max(_LEAST_RETRY_S, wait_s))
 
-    def _why_not(self, request: Request, wait_s: float) -> str:
-        limits = self._limits
-        if self._num_in_flight >= self._most:
-            return f"{self._num_in_flight} requests are in flight already"
-        tokens = sum(self._waiting.values()) + len(request.prompt_token_ids)
+    def _why_not(self, request: Request, wait_s: float) -> tuple[Overload, str] | None:
+        limits, ahead = self._limits, self._backlog
+        if ahead.num_sequences and ahead.num_sequences + request.n > self._most:
+            message = f"{ahead.num_sequences} sequences are in flight already"
+            return Overload.QUEUED_REQUESTS, message
+        tokens = ahead.waiting_tokens + len(request.prompt_token_ids)
         most = limits.max_queued_tokens
-        if most is not None and self._waiting and tokens > most:
-            return f"{tokens} prompt tokens would wait, more than {most}"
+        if most is not None and ahead.waiting_tokens and tokens > most:
+            message = f"{tokens} prompt tokens would wait, more than {most}"
+            return Overload.QUEUED_TOKENS, message
         if limits.max_wait_s is not None and wait_s > limits.max_wait_s:
-            return f"the wait would be {wait_s:.1f} s, longer than {limits.max_wait_s:g} s"
-        return ""
+            message = f"the wait would be {wait_s:.1f} s, longer than {limits.max_wait_s:g} s"
+            return Overload.QUEUE_WAIT, message
+        return None
 
     def entered(self, request: Request) -> None:
-        self._num_in_flight += 1
-        self._waiting[request.request_id] = len(request.prompt_token_ids)
+        num_prompt_tokens = len(request.prompt_token_ids)
+        share = Backlog(
+            num_sequences=request.n,
+            waiting_tokens=num_prompt_tokens,
+            prompt_tokens=num_prompt_tokens,
+            output_tokens=request.n * self._expected_output(request),
+        )
+        self._shares[request.request_id] = share
+        self._backlog = self._backlog.plus(share)
 
     def began(self, request: Request) -> None:
-        """Its first output has come."""
-        self._waiting.pop(request.request_id, None)
+        """Its first output has come: its prompt waits no more."""
+        share = self._shares[request.request_id]
+        if share.waiting_tokens:
+            done = Backlog(waiting_tokens=share.waiting_tokens)
+            self._shares[request.request_id] = share.less(done)
+            self._backlog = self._backlog.less(done)
 
     def left(self, request: Request, num_output_tokens: int) -> None:
         """It is over; ``num_output_tokens`` are those of all its continuations."""
-        self._num_in_flight -= 1
-        if self._waiting.pop(request.request_id, None) is None:
+        share = self._shares.pop(request.request_id)
+        self._backlog = self._backlog.less(share)
+        if share.waiting_tokens == 0 and request.sampling.stop_token_ids:
             each = num_output_tokens / request.n
             self._mean_output = _MEMORY * self._mean_output + (1 - _MEMORY) * each
+
+    def _expected_output(self, request: Request) -> float:
+        """Tokens of each continuation: as many as usual, unless it cannot or must have others."""
+        most = request.sampling.max_tokens
+        may_stop = bool(request.sampling.stop_token_ids)
+        return min(most, self._mean_output) if may_stop else most
 
 
 def _pace(config: EngineConfig | SimulatedConfig) -> Pace | None:

@@ -15,7 +15,12 @@ from server import health
 from server.anthropic import routes as messages
 from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
-from server.context import DEFAULT_MAX_BODY_BYTES, ChatConventions, ServerContext
+from server.context import (
+    DEFAULT_MAX_BODY_BYTES,
+    DEFAULT_REQUEST_TIMEOUT_S,
+    ChatConventions,
+    ServerContext,
+)
 from server.error_shape import error_response
 from server.metrics import Metrics
 from server.metrics.deployment import Deployment
@@ -37,6 +42,16 @@ from server.tokenizer import Tokenizer
 from server.tracing import Tracing
 from server.version import ridgeline_version
 
+EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after", "retry-after-ms"),
+    *(
+        f"x-ratelimit-{what}-{kind}"
+        for what in ("limit", "remaining", "reset")
+        for kind in ("requests", "tokens")
+    ),
+)
+"""What a page of another origin may read of an answer."""
+
 
 def create_app(
     engine: Engine,
@@ -49,6 +64,7 @@ def create_app(
     rates: Rates = NO_LIMITS,
     allowed_origins: Sequence[str] = (),
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
     deployment: Deployment | None = None,
     host: HostSampler | None = None,
     tracing: Tracing | None = None,
@@ -75,6 +91,7 @@ def create_app(
         RateLimiter(rates),
         conventions or chat_conventions(chat_template),
         max_body_bytes,
+        request_timeout_s,
     )
     modules = (chat, completions, responses, messages, embeddings, models, tokenize, health)
     for module in modules:
@@ -91,7 +108,7 @@ def create_app(
             allow_origins=allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=EXPOSED_HEADERS,
         )
     trace = None if tracing is None else tracing.export
     # The last one added is outermost.

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from http import HTTPStatus
+from itertools import takewhile
 from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.error_shape import error_response
-from server.openai.errors import ApiError, error_type
+from server.openai.errors import ApiError
 from server.rate_limits import NO_LIMITS, Rates
+from server.record import RequestRecord
 
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _LOOK_EVERY_S = 1.0
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_COUNT = re.compile(r"[1-9][0-9]{0,11}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +46,53 @@ class ApiKey:
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """A key a line, which ``name=…``, ``requests=…`` and ``tokens=…`` (a minute) may follow.
 
+    Several keys may have one name, of which the limits are then. A ``#`` at the start of a word
+    begins a comment.
+
     Raises:
-        ValueError: one clear line; it never quotes a key.
+        ValueError: one clear line; it quotes nothing, since what is out of place may be a key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    keys = []
+    keys: list[ApiKey] = []
     for number, line in enumerate(lines, 1):
-        key, *fields = line.partition("#")[0].split() or [""]
-        if key:
-            keys.append(_parse_key(key, fields, f"{path}, line {number}", f"line-{number}"))
+        words = list(takewhile(lambda word: not word.startswith("#"), line.split()))
+        if not words:
+            continue
+        where = f"{path}, line {number}"
+        key = _parse_key(*words, where=where, name=f"line-{number}")
+        if any(key.digest == other.digest for other in keys):
+            raise ValueError(f"{where}: the key has been there before")
+        if any(key.name == other.name and key.rates != other.rates for other in keys):
+            raise ValueError(f"{where}: other limits than those of a key of the same name")
+        keys.append(key)
     if not keys:
         raise ValueError(f"{path} holds no key")
     return tuple(keys)
 
 
-def _parse_key(key: str, fields: list[str], where: str, name: str) -> ApiKey:
+def _parse_key(key: str, *fields: str, where: str, name: str) -> ApiKey:
     said = {word: value for word, _, value in (field.partition("=") for field in fields)}
-    if unknown := said.keys() - {"name", "requests", "tokens"}:
-        raise ValueError(f"{where}: {min(unknown)!r} is unknown (known: name, requests, tokens)")
+    if said.keys() - {"name", "requests", "tokens"}:
+        raise ValueError(f"{where}: only name=…, requests=… and tokens=… may follow a key")
+    if not _NAME.fullmatch(said.setdefault("name", name)):
+        raise ValueError(f"{where}: a name is made of letters, digits, dots, dashes and underlines")
     counts = {}
     for kind in ("requests", "tokens"):
         text = said.get(kind)
-        if text is not None and not (text.isdecimal() and int(text) > 0):
-            raise ValueError(f"{where}: {kind} must be a number above 0, not {text!r}")
+        if text is not None and not _COUNT.fullmatch(text):
+            raise ValueError(f"{where}: {kind} must be a number above 0")
         counts[kind] = None if text is None else int(text)
-    return ApiKey.of(key, said.get("name") or name, Rates(**counts))
+    return ApiKey.of(_checked(key, where), said["name"], Rates(**counts))
+
+
+def _checked(key: str, where: str) -> str:
+    """An empty key would let in whoever sends none; others could not be sent in a header."""
+    if not (key.isascii() and key.isprintable() and key and " " not in key):
+        raise ValueError(f"{where}: a key is made of ASCII characters, without spaces")
+    return key
 
 
 class ApiKeys:
@@ -77,12 +101,14 @@ class ApiKeys:
     def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
         """
         Raises:
-            ValueError: the file cannot be read.
+            ValueError: a key is none, or the file cannot be read; one line.
         """
-        self._own = tuple(ApiKey.of(key, f"key-{i}") for i, key in enumerate(keys, 1))
+        self._own = tuple(
+            ApiKey.of(_checked(key, "--api-key"), f"key-{i}") for i, key in enumerate(keys, 1)
+        )
         self._file = file
-        self._of_file: tuple[ApiKey, ...] = () if file is None else read_keys(file)
         self._stamp = self._read_stamp()
+        self._of_file: tuple[ApiKey, ...] = () if file is None else read_keys(file)
         self._looked_at_s = time.monotonic()
 
     def __bool__(self) -> bool:
@@ -114,14 +140,14 @@ class ApiKeys:
         else:
             logger.info("%d keys read from %s", len(self._of_file), self._file)
 
-    def _read_stamp(self) -> tuple[int, int] | None:
+    def _read_stamp(self) -> tuple[int, ...] | None:
         if self._file is None:
             return None
         try:
             status = self._file.stat()
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class ApiKeyMiddleware:
@@ -136,7 +162,7 @@ class ApiKeyMiddleware:
             await self._app(scope, receive, send)
             return
         key = self._keys.find(_given(Headers(scope=scope)))
-        record = scope["state"]["record"]
+        record: RequestRecord = scope["state"]["record"]
         if key is not None:
             record.caller, record.rates = key.name, key.rates
             await self._app(scope, receive, send)
@@ -147,7 +173,7 @@ class ApiKeyMiddleware:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-        record.failed(error.status, error.code or error_type(error.status))
+        record.failed(error.status, error.reason)
         await error_response(error, scope)(scope, receive, send)
 
 

@@ -66,6 +66,7 @@ def serve(
     tokens_per_minute: flags.TokensPerMinute = None,
     allowed_origin: flags.AllowedOrigin = None,
     max_body_size: flags.MaxBodySize = "16MiB",
+    request_timeout: flags.RequestTimeout = 60.0,
     ssl_keyfile: flags.SslKeyfile = None,
     ssl_certfile: flags.SslCertfile = None,
     ssl_keyfile_password: flags.SslKeyfilePassword = None,

@@ -19,6 +19,7 @@ from server.served_model import ServedModel
 from server.tokenizer import Tokenizer
 
 DEFAULT_MAX_BODY_BYTES = 16 * 2**20
+DEFAULT_REQUEST_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class ServerContext:
     rate_limiter: RateLimiter = field(default_factory=lambda: RateLimiter(Rates()))
     conventions: ChatConventions = field(default_factory=ChatConventions)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
+    """How long a body may take to arrive."""
     responses: ResponseStore = field(default_factory=ResponseStore)
     draining: bool = False
     """Set once, when the server is told to stop: what runs may finish, nothing new begins."""

@@ -43,6 +43,12 @@ AllowedOrigin = Annotated[
     typer.Option(help="Web page that may ask from a browser (CORS), or *; may be repeated."),
 ]
 MaxBodySize = Annotated[str, typer.Option(help="Largest request, such as 16MiB.")]
+RequestTimeout = Annotated[
+    float,
+    typer.Option(
+        help="Seconds that a request's headers may take to arrive, and its body.", min=0.1
+    ),
+]
 SslKeyfile = Annotated[Path | None, typer.Option(help="Key of the certificate, for HTTPS.")]
 SslCertfile = Annotated[Path | None, typer.Option(help="Certificate, for HTTPS.")]
 SslKeyfilePassword = Annotated[

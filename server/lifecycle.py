@@ -17,7 +17,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.protocol import Engine
-from server.context import ServerContext
+from server.context import DEFAULT_REQUEST_TIMEOUT_S, ServerContext
+from server.http_protocol import bounded_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ async def run_server(
     shutdown_grace_s: float,
     on_ready: Callable[[], None],
     tls: Tls | None = None,
+    request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S,
 ) -> int:
     """Serves until a signal; returns the process's exit status.
 
@@ -121,7 +123,7 @@ async def run_server(
     signals = _Signals()
     stop = asyncio.ensure_future(signals.stop.wait())
     kill = asyncio.ensure_future(signals.kill.wait())
-    http = _HttpServer(_uvicorn_config(app, tls))
+    http = _HttpServer(_uvicorn_config(app, tls, request_timeout_s))
     serving = asyncio.ensure_future(http.serve(sockets=[listener]))
     starting = asyncio.ensure_future(engine.start())
     context: ServerContext = app.state.context
@@ -157,9 +159,11 @@ async def _first_of(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _uvicorn_config(app: FastAPI, tls: Tls | None) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, tls: Tls | None, request_timeout_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=bounded_protocol(request_timeout_s),
+        ws="none",
         ssl_keyfile=None if tls is None else tls.keyfile,
         ssl_certfile=None if tls is None else tls.certfile,
         ssl_keyfile_password=None if tls is None else tls.keyfile_password,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ANYBODY = "anybody"
 """The caller where there are no keys."""
@@ -63,6 +63,16 @@ class Standing:
     """Until the bucket is full again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why a caller must wait."""
+
+    kind: str
+    """``requests`` or ``tokens``."""
+    limit: int
+    wait_s: float
+
+
 class RateLimiter:
     """The buckets of all callers. ``rates`` are everybody's, ``own`` those that one caller has
     instead; ``now_s`` is of whatever clock."""
@@ -71,24 +81,28 @@ class RateLimiter:
         self._rates = rates
         self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
 
-    def wait_s(self, caller: str, num_prompt_tokens: int, now_s: float, own: Rates) -> float:
-        """Seconds until the caller may ask for this; 0 takes it at once."""
-        wanted = {"requests": 1, "tokens": num_prompt_tokens}
-        buckets = {kind: self._bucket(caller, kind, now_s, own) for kind in wanted}
-        wait_s = max(
-            (bucket.wait_s(wanted[kind]) for kind, bucket in buckets.items() if bucket), default=0.0
-        )
-        if wait_s == 0:
-            for kind, bucket in buckets.items():
-                if bucket is not None:
-                    self._keep(caller, kind, bucket.less(wanted[kind]))
-        return wait_s
+    def take(self, caller: str, num_tokens: int, now_s: float, own: Rates) -> Shortage | None:
+        """Takes one request and so many tokens, or nothing and tells what is short for longest."""
+        wanted = {"requests": 1, "tokens": num_tokens}
+        found = {kind: self._bucket(caller, kind, now_s, own) for kind in wanted}
+        buckets = {kind: bucket for kind, bucket in found.items() if bucket is not None}
+        shortages = [
+            Shortage(kind, int(bucket.capacity), bucket.wait_s(wanted[kind]))
+            for kind, bucket in buckets.items()
+        ]
+        longest = max(shortages, key=lambda shortage: shortage.wait_s, default=None)
+        if longest is not None and longest.wait_s > 0:
+            return longest
+        for kind, bucket in buckets.items():
+            self._keep(caller, kind, bucket.less(wanted[kind]))
+        return None
 
-    def charge_tokens(self, caller: str, count: int, now_s: float, own: Rates) -> None:
-        """Takes what an answer has cost."""
+    def correct(self, caller: str, taken: int, used: int, now_s: float, own: Rates) -> None:
+        """Gives tokens back that were taken and not used, or takes what was used beyond."""
         bucket = self._bucket(caller, "tokens", now_s, own)
         if bucket is not None:
-            self._keep(caller, "tokens", bucket.less(count))
+            level = min(bucket.capacity, bucket.level + taken - used)
+            self._keep(caller, "tokens", replace(bucket, level=level))
 
     def standings(self, caller: str, now_s: float, own: Rates) -> dict[str, Standing]:
         """By kind: ``requests``, ``tokens``."""

@@ -39,6 +39,8 @@ class RequestRecord:
     rates: Rates = NO_LIMITS
     """What the caller may ask for, where that is not what all may."""
     response_headers: dict[str, str] = field(default_factory=dict)
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+    """What is left to do when the request has ended."""
     endpoint: str = ""
     """Of a request for generation: which kind."""
     num_prompt_tokens: int = 0
@@ -115,6 +117,8 @@ class RequestRecord:
 
     def close(self) -> None:
         """Nothing more will come; call once."""
+        for act in self.at_end:
+            act()
         self.ended_at = time.perf_counter()
         if self.endpoint:
             self._count()

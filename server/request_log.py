@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.error_shape import error_response, is_anthropic
 from server.logs import request_id_var
 from server.metrics.requests import RequestMetrics
-from server.openai.errors import as_api_error, error_type
+from server.openai.errors import as_api_error
+from server.rate_limits import ANYBODY
 from server.record import CLIENT_CLOSED_REQUEST, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class RequestLogMiddleware:
         except Exception as error:
             logger.exception("unforeseen error")
             answer = as_api_error(error)
-            record.failed(answer.status, answer.code or error_type(answer.status))
+            record.failed(answer.status, answer.reason)
             if status == 0:
                 await error_response(answer, scope)(scope, receive, send_with_id)
         finally:
@@ -106,6 +107,8 @@ def _write_line(scope: Scope, record: RequestRecord, status: int) -> None:
 def line_fields(record: RequestRecord) -> dict[str, Any]:
     """Counts and times of a finished request."""
     fields: dict[str, Any] = {"duration_ms": _milliseconds(time.perf_counter() - record.arrival)}
+    if record.caller != ANYBODY:
+        fields["key"] = record.caller
     if record.num_prompt_tokens:
         fields["prompt_tokens"] = record.num_prompt_tokens
         fields["cached_tokens"] = record.num_cached_tokens

@@ -46,7 +46,7 @@ from server.planning import (
 )
 from server.rate_limits import Rates
 from server.served_model import ServedModel, sampling_defaults
-from server.settings import ServeOptions, base_url, curl_line, parse_size
+from server.settings import ServeOptions, base_url, check_origins, curl_line, parse_size
 from server.tokenizer import Tokenizer
 from server.tracing import Tracing, TracingError, open_tracing
 from server.version import ridgeline_version
@@ -70,6 +70,16 @@ class _Loaded:
     model: ServedModel
 
 
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Who may come in, and how: checked before anything takes time."""
+
+    keys: ApiKeys
+    tls: Tls | None
+    origins: tuple[str, ...]
+    max_body_bytes: int
+
+
 def serve(options: ServeOptions) -> int:
     """Serves until told to stop; returns the process's exit status.
 
@@ -85,10 +95,8 @@ def serve(options: ServeOptions) -> int:
         raise StartupError(f"cannot listen on {options.host}:{options.port}: {reason}") from error
     with listener:
         try:
+            door = _door(options)
             loaded = _load(options)
-            keys = ApiKeys(options.api_key or (), options.api_key_file)
-            tls = tls_of(options)
-            max_body_bytes = parse_size(options.max_body_size)
             conventions = chat_conventions(
                 loaded.chat_template, options.tool_call_parser, options.reasoning_parser
             )
@@ -112,10 +120,11 @@ def serve(options: ServeOptions) -> int:
                 loaded.chat_template,
                 loaded.model,
                 conventions=conventions,
-                api_keys=keys,
+                api_keys=door.keys,
                 rates=Rates(options.requests_per_minute, options.tokens_per_minute),
-                allowed_origins=options.allowed_origin or (),
-                max_body_bytes=max_body_bytes,
+                allowed_origins=door.origins,
+                max_body_bytes=door.max_body_bytes,
+                request_timeout_s=options.request_timeout,
                 deployment=Deployment(
                     loaded.decision.plan, loaded.decision.settings, loaded.hardware
                 ),
@@ -137,7 +146,8 @@ def serve(options: ServeOptions) -> int:
                 listener,
                 shutdown_grace_s=options.shutdown_grace,
                 on_ready=on_ready,
-                tls=tls,
+                tls=door.tls,
+                request_timeout_s=options.request_timeout,
             )
             try:
                 return uvloop.run(running)
@@ -164,6 +174,19 @@ def _observation(
         host.stop()
         if tracing is not None:
             tracing.close()
+
+
+def _door(options: ServeOptions) -> _Door:
+    """
+    Raises:
+        ValueError: a flag says what cannot be; one line.
+    """
+    return _Door(
+        keys=ApiKeys(options.api_key or (), options.api_key_file),
+        tls=tls_of(options),
+        origins=check_origins(options.allowed_origin or ()),
+        max_body_bytes=parse_size(options.max_body_size),
+    )
 
 
 def tls_of(options: ServeOptions) -> Tls | None:

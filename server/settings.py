@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from server.choices import EngineChoice
 from server.logs import LogFormat, LogLevel
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 _EXPONENT = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -48,6 +50,8 @@ class ServeOptions(EngineFlags):
     tokens_per_minute: int | None = None
     allowed_origin: list[str] | None = None
     max_body_size: str = "16MiB"
+    request_timeout: float = 60.0
+    """Seconds."""
     ssl_keyfile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile_password: str | None = None
@@ -135,6 +139,20 @@ def curl_line(url: str, *, with_key: bool, is_chat: bool) -> str:
         else ("completions", '{"prompt": "Once upon a time"}')
     )
     return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"
+
+
+def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    """What browsers send as ``Origin``, or ``*``.
+
+    Raises:
+        ValueError: one of them could never be an origin.
+    """
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"--allowed-origin {origin!r} is no origin; write it like https://chat.example.com"
+            )
+    return tuple(origins)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:

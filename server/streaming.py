@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.openai.errors import ApiError, as_api_error, error_type, is_unforeseen
+from server.openai.errors import ApiError, as_api_error, is_unforeseen
 from server.record import RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class EventStreamResponse(Response):
         api_error = as_api_error(error)
         if is_unforeseen(error):
             logger.exception("error in a stream", exc_info=error)
-        self._record.failed(api_error.status, api_error.code or error_type(api_error.status))
+        self._record.failed(api_error.status, api_error.reason)
         return self._on_error(api_error)
 
 

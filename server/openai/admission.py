@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from engine.protocol import EngineHealth, EngineState
+from scheduler.request import Request
 from server.context import ServerContext
 from server.openai.errors import ApiError, too_many, unavailable
 from server.record import RequestRecord
@@ -32,26 +34,45 @@ def check_accepting(context: ServerContext) -> None:
         raise error
 
 
-def admit(context: ServerContext, record: RequestRecord, num_prompt_tokens: int) -> None:
+def admit(context: ServerContext, record: RequestRecord, requests: Sequence[Request]) -> None:
     """Counts a request against its caller's limits, and notes where that leaves the caller.
+
+    What it turns out to use instead of what it asked for is corrected when it has ended.
 
     Raises:
         ApiError: the caller has asked for too much lately.
     """
     limiter, now_s = context.rate_limiter, time.monotonic()
-    wait_s = limiter.wait_s(record.caller, num_prompt_tokens, now_s, record.rates)
+    tokens = sum(tokens_asked_for(request, context.model.max_model_len) for request in requests)
+    shortage = limiter.take(record.caller, tokens, now_s, record.rates)
     for kind, standing in limiter.standings(record.caller, now_s, record.rates).items():
         record.response_headers |= {
             f"x-ratelimit-limit-{kind}": str(standing.limit),
             f"x-ratelimit-remaining-{kind}": str(standing.remaining),
             f"x-ratelimit-reset-{kind}": f"{standing.reset_s:.3f}s",
         }
-    if wait_s > 0:
+    if shortage is not None:
         raise too_many(
-            f"Rate limit reached. Please try again in {wait_s:.1f} s.",
-            wait_s,
-            "rate_limit_exceeded",
+            f"Rate limit of {shortage.limit} {shortage.kind} per minute reached. "
+            f"Please try again in {shortage.wait_s:.1f} s.",
+            shortage.wait_s,
+            code="rate_limit_exceeded",
+            reason=f"{shortage.kind}_per_minute",
         )
+
+    def correct() -> None:
+        used = record.num_prompt_tokens + record.num_completion_tokens
+        limiter.correct(record.caller, tokens, used, time.monotonic(), record.rates)
+
+    record.at_end.append(correct)
+
+
+def tokens_asked_for(request: Request, max_model_len: int) -> int:
+    """A prompt and, if the client has set a bound, the output of all continuations."""
+    num_prompt_tokens, most = len(request.prompt_token_ids), request.sampling.max_tokens
+    if num_prompt_tokens + most >= max_model_len:
+        return num_prompt_tokens  # the rest of the context is what nobody asked for
+    return num_prompt_tokens + request.n * most
 
 
 def refusal(health: EngineHealth, draining: bool) -> ApiError | None:

@@ -105,14 +105,9 @@ async def run_job(
     job: Job, context: ServerContext, record: RequestRecord
 ) -> AsyncGenerator[TextDelta, None]:
     deltas = generate_text(context.engine, job.requests, context.tokenizer, job.options, record)
-    try:
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield delta
-    finally:
-        context.rate_limiter.charge_tokens(
-            record.caller, record.num_completion_tokens, time.monotonic(), record.rates
-        )
+    async with aclosing(deltas):
+        async for delta in deltas:
+            yield delta
 
 
 def usage(job: Job, record: RequestRecord) -> Usage:

@@ -11,16 +11,13 @@ import msgspec
 from starlette.requests import Request
 
 from server.context import context_of
-from server.openai.errors import ApiError, bad_request
+from server.openai.errors import MAX_PARAM_CHARACTERS, ApiError, bad_request, shortened
 from server.openai.unsupported import refuse_unsupported
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH = re.compile(r" - at `(?:key` in `|key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
-MAX_PARAM_CHARACTERS = 100
-BODY_TIMEOUT_S = 60
-"""Whoever sends a byte now and then does not hold a handler for ever."""
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -32,16 +29,20 @@ async def read_object(request: Request) -> dict[str, Any]:
     content_type = request.headers.get("content-type", "application/json")
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise bad_request(f"The content type must be application/json, not {content_type!r}.")
-    return parse_object(await read_bytes(request, context_of(request).max_body_bytes))
+    context = context_of(request)
+    return parse_object(
+        await read_bytes(request, context.max_body_bytes, context.request_timeout_s)
+    )
 
 
-async def read_bytes(request: Request, limit: int) -> bytes:
+async def read_bytes(request: Request, limit: int, timeout_s: float) -> bytes:
+    """Whoever sends a byte now and then does not hold a handler for ever."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:18]) > limit:
         raise _too_large(limit)
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
@@ -49,7 +50,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     except TimeoutError:
         raise ApiError(
             HTTPStatus.REQUEST_TIMEOUT,
-            f"The request body did not arrive within {BODY_TIMEOUT_S} seconds.",
+            f"The request body did not arrive within {timeout_s:g} seconds.",
             code="request_timeout",
             headers={"connection": "close"},
         ) from None
@@ -89,8 +90,10 @@ def validation_error(message: str) -> ApiError:
     message = message[: match.start()] if match else message
     if missing := _MISSING.search(message):
         path = f"{path}.{missing['name']}" if path else missing["name"]
-    path = path[:MAX_PARAM_CHARACTERS]
-    return bad_request(f"{path}: {message}." if path else f"{message}.", param=path or None)
+    if not path:
+        return bad_request(f"{message}.")
+    shown = shortened(path, MAX_PARAM_CHARACTERS)
+    return bad_request(f"{shown}: {message}.", param=shown)
 
 
 async def read_request(request: Request, kind: type[T]) -> T:

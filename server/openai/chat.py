@@ -122,7 +122,7 @@ async def prepare_turn(
         visible=visible_tokens(use, context),
     )
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
-    admit(context, record, len(prompt))
+    admit(context, record, requests)
     texts = chat_texts(use, thought, fields, context, requests[0].n)
     record.num_reasoning_tokens = 0
     return ChatTurn(job, texts)

@@ -89,7 +89,7 @@ async def create_completion(request: Request) -> Response:
     )
     options = text_options(fields, continues_text=True)
     job = make_job(fields, context, answer_id=answer_id, requests=requests, options=options)
-    admit(context, record, job.num_prompt_tokens)
+    admit(context, record, requests)
     runs = max_tokens > 0 or wanted.prompt_logprobs is not None
     deltas = run_job(job, context, record) if runs else _nothing(job)
     writer = CompletionWriter(job, [prompt.text for prompt in prompts], echoes=bool(fields.echo))

@@ -58,7 +58,7 @@ async def create_embeddings(request: Request) -> Response:
         raise bad_request(f"input has more than {MAX_CHOICES} texts.", "input")
     prompts = [await _encode(context, fields, text) for text in texts]
     requests = engine_requests(fields, prompts, record.arrival)
-    admit(context, record, sum(map(len, prompts)))
+    admit(context, record, requests)
     vectors = await cancel_on_disconnect(
         request.receive, _embed_all(context.engine, requests, record)
     )

@@ -25,10 +25,14 @@ from server.openai.responses import ErrorObject, ErrorResponse
 
 MAX_MESSAGE_CHARACTERS = 1000
 """An error may quote what was sent, but never much of it."""
+MAX_PARAM_CHARACTERS = 100
 
 
 class ApiError(Exception):
-    """What goes wrong between a client and the server, ready to be sent."""
+    """What goes wrong between a client and the server, ready to be sent.
+
+    Whatever is quoted of a request is cut here.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,15 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = shortened(message)
-        self.param = param
+        self.message = shortened(message, MAX_MESSAGE_CHARACTERS)
+        self.param = None if param is None else shortened(param, MAX_PARAM_CHARACTERS)
         self.code = code
+        self.reason = reason or code or error_type(status)
+        """For the log and the metrics: one of a few words."""
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
@@ -69,12 +76,13 @@ def unavailable(message: str, retry_after_s: int = 1) -> ApiError:
     )
 
 
-def too_many(message: str, retry_after_s: float, code: str) -> ApiError:
+def too_many(message: str, retry_after_s: float, code: str, reason: str) -> ApiError:
     """429; clients read whole seconds or, if they know OpenAI's own header, milliseconds."""
     return ApiError(
         HTTPStatus.TOO_MANY_REQUESTS,
         message,
         code=code,
+        reason=reason,
         headers={
             "retry-after": str(math.ceil(retry_after_s)),
             "retry-after-ms": str(math.ceil(1000 * retry_after_s)),
@@ -100,10 +108,8 @@ def error_type(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
-def shortened(message: str) -> str:
-    if len(message) <= MAX_MESSAGE_CHARACTERS:
-        return message
-    return message[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 _FORESEEN = (ApiError, InvalidParameterError, EngineError, HTTPException)
@@ -125,7 +131,7 @@ def as_api_error(error: Exception) -> ApiError:
             return unavailable(str(error))
         case EngineOverloadedError():
             message = f"The server is overloaded: {error}. Try again later."
-            return too_many(message, error.retry_after_s, "overloaded")
+            return too_many(message, error.retry_after_s, "overloaded", error.reason)
         case InvalidRequestError():
             return bad_request(str(error))
         case EngineError():
@@ -168,7 +174,7 @@ def install_error_handlers(app: FastAPI, respond: Callable[[ApiError, Scope], Re
             answer = http_error(error, request.method, request.url.path)
         else:
             answer = as_api_error(error)
-        request.state.record.failed(answer.status, answer.code or error_type(answer.status))
+        request.state.record.failed(answer.status, answer.reason)
         return respond(answer, request.scope)
 
     for kind in _FORESEEN:

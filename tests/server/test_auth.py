@@ -64,6 +64,14 @@ def test_a_file_that_changes_is_read_again(
     assert keys.find("newer")  # stays
     assert "the keys stay as they were" in caplog.text
     assert "secret-thing" not in caplog.text
+    assert "nonsense" not in caplog.text
+    other = tmp_path / "other"
+    other.write_text("moved".ljust(len("secret-thing nonsense")) + "\n")
+    os.utime(other, ns=(1, 1))
+    other.replace(file)
+    assert keys.find("moved")
+    file.unlink()
+    assert keys.find("moved")
 
 
 @pytest.mark.parametrize(
@@ -71,17 +79,48 @@ def test_a_file_that_changes_is_read_again(
     [
         ("", "holds no key"),
         ("# nothing\n", "holds no key"),
-        ("a\nb colour=red\n", "line 2: 'colour' is unknown"),
-        ("a requests=0\n", "line 1: requests must be a number above 0, not '0'"),
-        ("a tokens=many\n", "tokens must be a number above 0, not 'many'"),
+        ("a\nb colour=red\n", "line 2: only name=…, requests=… and tokens=… may follow a key"),
+        ("alice sk-1\n", "line 1: only name=…, requests=… and tokens=… may follow a key"),
+        ("a requests=0\n", "line 1: requests must be a number above 0"),
+        ("a tokens=many\n", "line 1: tokens must be a number above 0"),
+        ("a tokens=²\n", "line 1: tokens must be a number above 0"),
+        ("a name=x/y\n", "line 1: a name is made of"),
+        ("a name=\n", "line 1: a name is made of"),
+        ("schlüssel\n", "line 1: a key is made of ASCII"),
+        ("a\nb\na\n", "line 3: the key has been there before"),
+        ("a name=x\nb name=x tokens=5\n", "line 2: other limits than those of a key of the same"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_keys(tmp_path / "keys")
+    assert "sk-1" not in str(caught.value)
     with pytest.raises(ValueError, match="cannot read"):
         read_keys(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "ключ"])
+def test_a_key_that_nobody_could_send_or_everybody_would_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="--api-key: a key is made of ASCII"):
+        ApiKeys([key])
+
+
+def test_a_hash_within_a_key_is_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("ab#cd #ef\n#gh\n")
+    keys = ApiKeys((), tmp_path / "keys")
+    assert keys.find("ab#cd")
+    for other in ("ab", "#ef", "#gh", "gh", ""):
+        assert keys.find(other) is None
+
+
+def test_keys_of_one_name_share_its_limits(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("old name=alice tokens=5\nnew name=alice tokens=5\n")
+    keys = ApiKeys((), tmp_path / "keys")
+    old, new = keys.find("old"), keys.find("new")
+    assert old is not None
+    assert new is not None
+    assert (old.name, old.rates) == (new.name, new.rates)
 
 
 async def test_other_pages_may_ask_only_if_they_are_allowed(serve: Serve) -> None:

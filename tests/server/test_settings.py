@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from planner.candidates import Pins
-from server.settings import ServeOptions, base_url, curl_line, engine_pins, parse_size
+from server.serve import tls_of
+from server.settings import (
+    ServeOptions,
+    base_url,
+    check_origins,
+    curl_line,
+    engine_pins,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +114,26 @@ def test_the_line_to_try_fits_the_model_and_the_key() -> None:
     line = curl_line("http://x", with_key=True, is_chat=False)
     assert "/v1/completions" in line
     assert "RIDGELINE_API_KEY" in line
+
+
+def test_origins_are_what_browsers_send() -> None:
+    origins = ["https://chat.example.com", "http://localhost:3000", "chrome-extension://abc", "*"]
+    assert check_origins(origins) == tuple(origins)
+    for wrong in ("example.com", "https://", "https://a.example/", "https://a b", ""):
+        with pytest.raises(ValueError, match="--allowed-origin"):
+            check_origins([*origins, wrong])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ServeOptions(ssl_keyfile=Path("key")), "--ssl-keyfile needs --ssl-certfile"),
+        (ServeOptions(ssl_ca_certs=Path("ca")), "--ssl-ca-certs needs --ssl-certfile"),
+        (ServeOptions(ssl_certfile=Path("missing")), "the certificate cannot be used"),
+        (ServeOptions(ssl_certfile=Path(__file__)), "the certificate cannot be used"),
+    ],
+)
+def test_https_needs_a_certificate(options: ServeOptions, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tls_of(options)
+    assert tls_of(ServeOptions()) is None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from server.context import ServerContext
 from server.openai.answer_events import answer_events, encode_events, until_the_end
 from server.openai.chat import ChatTurn
-from server.openai.errors import ApiError, as_api_error, error_type, is_unforeseen
+from server.openai.errors import ApiError, as_api_error, is_unforeseen
 from server.openai.responses_api.builder import ResponseBuilder
 from server.openai.responses_api.shapes import ResponseEvent, ResponseObject
 from server.openai.responses_api.store import ResponseStore, StoredResponse
@@ -68,7 +68,7 @@ async def run_in_background(
         api_error = as_api_error(error)
         if is_unforeseen(error):
             logger.exception("error in a background response")
-        run.record.failed(api_error.status, api_error.code or error_type(api_error.status))
+        run.record.failed(api_error.status, api_error.reason)
         failed = builder.fail(api_error)
         stored.publish(builder.response, [encode_events([e]) for e in failed])
     finally:
