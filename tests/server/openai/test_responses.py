@@ -183,6 +183,18 @@ async def test_calls_are_items_of_their_own(serve: Serve, tokenizer: Tokenizer) 
     assert shown in prompt_of(served, tokenizer)
 
 
+async def test_a_call_that_is_cut_is_an_incomplete_item(serve: Serve, tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode(CALL, add_special_tokens=False)
+    room = next(n for n in range(1, 99) if "Par" in tokenizer.decode(token_ids[:n]))
+    served = serve(CALL)
+    response = (await respond(served, tools=[TOOL], max_output_tokens=room)).json()
+    (call,) = response["output"]
+    assert (response["status"], call["status"]) == ("incomplete", "incomplete")
+    assert call["arguments"].startswith('{"city": "Par')
+    last = (await stream_of(served, tools=[TOOL], max_output_tokens=room))[-1]
+    assert without_ids(last["response"]) == without_ids(response)
+
+
 async def test_thoughts_are_items_of_their_own(serve: Serve, tokenizer: Tokenizer) -> None:
     served = serve("<think>Hm, two.</think>It is 4.", conventions=THINKS)
     events = await stream_of(served)
