@@ -79,9 +79,9 @@ class EngineClient:
         self._aborted: dict[str, set[int]] = {}
         """Continuations that were aborted one by one, of each request in ``_streams``."""
         self._health = EngineHealth(EngineState.STARTING, "loading the model")
-        self._stats = EngineStats()
-        self._former_stats = EngineStats()
-        """Counters of the processes before this one."""
+        self._stats = (EngineStats(), EngineStats())
+        """Of the processes before this one, and of this one: in one piece, as they may be read from
+        another thread."""
         self._steps = StepTotals()
         self._launched_at = 0.0
         self._startup_s: Mapping[str, float] = {}
@@ -163,7 +163,7 @@ class EngineClient:
             stream.put_nowait(SequenceOutput(request_id, index, (), FinishReason.ABORT))
 
     def stats(self) -> EngineStats:
-        return EngineStats.total([self._former_stats, self._stats])
+        return EngineStats.total(self._stats)
 
     def steps(self) -> StepTotals:
         return self._steps
@@ -206,8 +206,7 @@ class EngineClient:
             self._ready.clear()
             failure = await self._run_process()
             was_ready = self._ready.is_set()
-            self._former_stats = EngineStats.total([self._former_stats, self._stats.counters()])
-            self._stats = EngineStats()
+            self._stats = (self.stats().counters(), EngineStats())
             # Why is the operator's to know, who finds it in the log.
             self._fail_all(EngineError("The engine stopped while it ran this request."))
             if self._health.state is EngineState.DRAINING:
@@ -288,7 +287,7 @@ class EngineClient:
 
     def _take_in(self, message: FromEngine) -> None:
         if isinstance(message, Progress):
-            self._stats = message.stats
+            self._stats = (self._stats[0], message.stats)
             for step in message.steps:
                 self._steps.observe(step)
             for output in message.outputs:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from engine.grammar import GrammarCompiler
 from engine.protocol import Engine
 from server import health
+from server.anthropic import routes as messages
 from server.auth import ApiKeyMiddleware, ApiKeys
 from server.chat_template import ChatTemplate
 from server.context import (
@@ -20,6 +21,7 @@ from server.context import (
     ChatConventions,
     ServerContext,
 )
+from server.error_shape import error_response
 from server.metrics import Metrics
 from server.metrics.deployment import Deployment
 from server.metrics.host import HostSampler
@@ -28,6 +30,7 @@ from server.openai.document import install_document
 from server.openai.errors import install_error_handlers
 from server.openai.reasoning import ReasoningFamily
 from server.openai.reasoning import family_of as reasoning_family_of
+from server.openai.responses_api import routes as responses
 from server.openai.tools.families import ToolFamily
 from server.openai.tools.families import family_of as tool_family_of
 from server.rate_limits import NO_LIMITS, RateLimiter, Rates
@@ -90,10 +93,11 @@ def create_app(
         max_body_bytes,
         request_timeout_s,
     )
-    for module in (chat, completions, embeddings, models, tokenize, health):
+    modules = (chat, completions, responses, messages, embeddings, models, tokenize, health)
+    for module in modules:
         app.include_router(module.router)
     install_document(app)
-    install_error_handlers(app)
+    install_error_handlers(app, error_response)
     for kind in (ClientDisconnectedError, ClientDisconnect):
         app.add_exception_handler(kind, _answer_nobody)
     if api_keys:

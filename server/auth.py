@@ -16,6 +16,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server.error_shape import error_response
 from server.openai.errors import ApiError
 from server.rate_limits import NO_LIMITS, Rates
 from server.record import RequestRecord
@@ -173,7 +174,7 @@ class ApiKeyMiddleware:
             headers={"www-authenticate": "Bearer"},
         )
         record.failed(error.status, error.reason)
-        await error.response()(scope, receive, send)
+        await error_response(error, scope)(scope, receive, send)
 
 
 def _given(headers: Headers) -> str:

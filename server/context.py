@@ -11,6 +11,7 @@ from engine.protocol import Engine
 from server.chat_template import ChatTemplate
 from server.metrics import Metrics
 from server.openai.reasoning import ReasoningFamily
+from server.openai.responses_api.store import ResponseStore
 from server.openai.tools.families import ToolFamily
 from server.rate_limits import RateLimiter, Rates
 from server.record import RequestRecord
@@ -43,6 +44,7 @@ class ServerContext:
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     request_timeout_s: float = DEFAULT_REQUEST_TIMEOUT_S
     """How long a body may take to arrive."""
+    responses: ResponseStore = field(default_factory=ResponseStore)
     draining: bool = False
     """Set once, when the server is told to stop: what runs may finish, nothing new begins."""
 

@@ -62,6 +62,22 @@ class RequestRecord:
     def generation_began(self, endpoint: str) -> None:
         self.endpoint = endpoint
 
+    def detach(self) -> RequestRecord:
+        """A record of what goes on after the answer; this one then counts no generation."""
+        rest = RequestRecord(
+            self.request_id,
+            self.metrics,
+            self.trace,
+            self.trace_context,
+            self.arrival,
+            self.caller,
+            self.rates,
+            endpoint=self.endpoint,
+            num_reasoning_tokens=self.num_reasoning_tokens,
+        )
+        self.endpoint = ""
+        return rest
+
     def submitted(self, request: Request) -> PromptRecord:
         """A prompt is handed to the engine."""
         prompt = PromptRecord(request, self.metrics, self.arrival)

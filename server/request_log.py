@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.error_shape import error_response, is_anthropic
 from server.logs import request_id_var
 from server.metrics.requests import RequestMetrics
 from server.openai.errors import as_api_error
@@ -59,9 +60,10 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(
-                    {**record.response_headers, "x-request-id": record.request_id}
-                )
+                headers = MutableHeaders(scope=message)
+                headers.update({**record.response_headers, "x-request-id": record.request_id})
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = record.request_id  # what its clients look for
             await send(message)
 
         try:
@@ -74,7 +76,7 @@ class RequestLogMiddleware:
             answer = as_api_error(error)
             record.failed(answer.status, answer.reason)
             if status == 0:
-                await answer.response()(scope, receive, send_with_id)
+                await error_response(answer, scope)(scope, receive, send_with_id)
         finally:
             record.close()
             _write_line(scope, record, status)

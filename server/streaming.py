@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.openai.errors import as_api_error, is_unforeseen
+from server.openai.errors import ApiError, as_api_error, is_unforeseen
 from server.record import RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -55,20 +55,37 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def named_event(name: str, data: bytes) -> bytes:
+    return f"event: {name}\n".encode() + event(data)
+
+
+def error_event(error: ApiError) -> bytes:
+    return event(error.body())
+
+
 class EventStreamResponse(Response):
-    """Sends events as they come, then ``[DONE]``.
+    """Sends events as they come, then ``ending``.
 
     What goes wrong before the first event is raised, and so becomes an ordinary error answer;
-    what goes wrong later becomes an event with an ``error`` object.
+    what goes wrong later becomes the event that ``on_error`` makes of it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], record: RequestRecord) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        record: RequestRecord,
+        *,
+        on_error: Callable[[ApiError], bytes] = error_event,
+        ending: bytes = DONE,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._record = record
+        self._on_error = on_error
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -78,16 +95,16 @@ class EventStreamResponse(Response):
 
     async def _send_events(self, send: Send) -> None:
         async with aclosing(self._events) as events:
-            first = await anext(events)
+            first = await anext(events, b"")
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
             await _send_chunk(send, first)
-            ending = DONE
+            ending = self._ending
             try:
                 async for chunk in events:
                     await _send_chunk(send, chunk)
             except Exception as error:
-                ending = self._error_event(error) + DONE
+                ending = self._error_event(error) + self._ending
             await send({"type": "http.response.body", "body": ending, "more_body": False})
 
     def _error_event(self, error: Exception) -> bytes:
@@ -95,7 +112,7 @@ class EventStreamResponse(Response):
         if is_unforeseen(error):
             logger.exception("error in a stream", exc_info=error)
         self._record.failed(api_error.status, api_error.reason)
-        return event(api_error.body())
+        return self._on_error(api_error)
 
 
 async def _send_chunk(send: Send, chunk: bytes) -> None:

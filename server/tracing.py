@@ -130,7 +130,7 @@ def _attributes(record: RequestRecord, operation: str, model_name: str) -> dict[
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model_name,
         "gen_ai.response.model": model_name,
-        "gen_ai.response.id": record.request_id,
+        "ridgeline.request.id": record.request_id,
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": record.num_completion_tokens,
     }

@@ -62,8 +62,7 @@ class Recorder:
 
 
 class _Recorded(Collector):
-    """What was recorded, without the times when each sample was made: nobody needs them, and they
-    are half of the text."""
+    """What was recorded, without the times when each sample was made, which nobody needs."""
 
     def __init__(self, family: MetricWrapperBase) -> None:
         self._family = family

@@ -16,7 +16,7 @@ from server.openai.unsupported import refuse_unsupported
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
+_PATH = re.compile(r" - at `(?:key` in `|key in )?\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>\w+)`")
 
 
@@ -72,6 +72,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
 def parse_request(fields: dict[str, Any], kind: type[T]) -> T:
     """Checks the types of ``fields`` and refuses what would be ignored to the client's harm."""
     refuse_unsupported(fields)
+    return typed(fields, kind)
+
+
+def typed(fields: dict[str, Any], kind: type[T]) -> T:
+    """Checks the types of ``fields`` alone."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from itertools import groupby
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from scheduler.step_plan import TokenLogprobs
-from server.context import context_of, record_of
+from server.context import ServerContext, context_of, record_of
 from server.generation import TextDelta
 from server.openai.admission import admit, check_accepting, check_model
 from server.openai.answer import Job, chunk_usage, make_job, run_job, usage, wanted_of
@@ -53,6 +54,15 @@ from server.streaming import EventStreamResponse, cancel_on_disconnect, event
 router = APIRouter(tags=["chat"])
 
 
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """A checked chat request: what the engine is to do, and how its text is to be read."""
+
+    job: Job
+    texts: list[ChatText]
+    """One for each choice."""
+
+
 @router.post(
     "/v1/chat/completions",
     **documented(
@@ -71,13 +81,31 @@ async def create_chat_completion(request: Request) -> Response:
     fields = parse_request(body, ChatCompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
+    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+    turn = await prepare_turn(fields, context, record, answer_id)
+    job, texts = turn.job, turn.texts
+    deltas = run_job(job, context, record)
+    if fields.stream:
+        return EventStreamResponse(stream(job, deltas, texts, record), record)
+    return json_response(
+        await cancel_on_disconnect(request.receive, collect(job, deltas, texts, record))
+    )
+
+
+async def prepare_turn(
+    fields: ChatCompletionRequest, context: ServerContext, record: RequestRecord, answer_id: str
+) -> ChatTurn:
+    """Everything up to the engine, for every API that answers a conversation.
+
+    Raises:
+        ApiError: the request cannot be answered, or not now.
+    """
     use = tool_use(fields)
     check_accepting(context)
     prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
     thought = thinking(fields, context, prompt)
     calls = forced_calls(use, thought, fields, context)
     wanted = await wanted_of(fields, context, asked_logprobs(fields), calls=calls)
-    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
     requests = engine_requests(
         fields,
         context.model,
@@ -97,12 +125,7 @@ async def create_chat_completion(request: Request) -> Response:
     admit(context, record, requests)
     texts = chat_texts(use, thought, fields, context, requests[0].n)
     record.num_reasoning_tokens = 0
-    deltas = run_job(job, context, record)
-    if fields.stream:
-        return EventStreamResponse(stream(job, deltas, texts, record), record)
-    return json_response(
-        await cancel_on_disconnect(request.receive, collect(job, deltas, texts, record))
-    )
+    return ChatTurn(job, texts)
 
 
 def asked_logprobs(fields: ChatCompletionRequest) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.generation import TextDelta
 from server.openai.reasoning import ReasoningSplitter, SplitText, ThoughtCounter
@@ -21,6 +21,8 @@ class ToolCallDelta:
     arguments: str
     is_first: bool
     """Whether the call begins here; the other pieces repeat its id and name."""
+    position: int = 0
+    """How many characters of the delta's content stand before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,17 @@ class ChatText:
             return ParsedText(text)
         parsed = self._tools.push(text)
         rest = self._tools.flush() if is_last else ParsedText()
-        return ParsedText(parsed.content + rest.content, parsed.calls + rest.calls)
+        length = len(parsed.content)
+        calls = [replace(call, position=length + call.position) for call in rest.calls]
+        return ParsedText(parsed.content + rest.content, (*parsed.calls, *calls))
 
     def _identified(self, call: CallDelta) -> ToolCallDelta:
         if call.is_first:
             self._call_ids.append(f"call_{uuid.uuid4().hex[:24]}")
         call_id = self._call_ids[call.index]
-        return ToolCallDelta(call.index, call_id, call.name, call.arguments, call.is_first)
+        return ToolCallDelta(
+            call.index, call_id, call.name, call.arguments, call.is_first, call.position
+        )
 
     def _finish_reason(self, delta: TextDelta) -> str | None:
         """``tool_calls`` only when there are some, all of them can be made, and the model ended its

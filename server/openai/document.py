@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from server.anthropic import schemas as messages_schemas
+from server.anthropic import shapes as messages_shapes
 from server.openai import responses, schemas
+from server.openai.responses_api import schemas as responses_schemas
+from server.openai.responses_api import shapes as responses_shapes
 
 _TEMPLATE = "#/components/schemas/{name}"
 _ERRORS = {
@@ -40,6 +45,19 @@ _STRUCTS: tuple[type[msgspec.Struct], ...] = (
     responses.HealthReport,
     responses.VersionReport,
     responses.ErrorResponse,
+    responses_schemas.ResponsesRequest,
+    responses_schemas.InputTokensRequest,
+    responses_shapes.ResponseObject,
+    *get_args(responses_shapes.ResponseEvent),
+    responses_shapes.DeletedResponse,
+    responses_shapes.InputItemList,
+    responses_shapes.InputTokensCount,
+    messages_schemas.MessagesRequest,
+    messages_schemas.CountTokensRequest,
+    messages_shapes.MessagesAnswer,
+    *get_args(messages_shapes.MessagesEvent),
+    messages_shapes.MessagesTokensCount,
+    messages_shapes.MessagesErrorResponse,
 )
 
 
@@ -47,40 +65,44 @@ def documented(
     *,
     response: type[msgspec.Struct],
     request: tuple[type[msgspec.Struct], ...] = (),
-    chunk: type[msgspec.Struct] | None = None,
-    unavailable: type[msgspec.Struct] = responses.ErrorResponse,
+    chunk: type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] = (),
+    error: type[msgspec.Struct] = responses.ErrorResponse,
+    unavailable: type[msgspec.Struct] | None = None,
     example: dict[str, Any] | None = None,
+    answer: dict[str, Any] | None = None,
+    parameters: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Arguments of a FastAPI route that describe what it takes and gives.
 
-    ``chunk`` is what each event of a stream carries, for routes that stream; ``unavailable`` is
-    what a 503 carries.
+    ``chunk`` is what each event of a stream carries, for routes that stream; ``error`` is what an
+    error carries and ``unavailable`` what a 503 does, where that is something else. ``example`` is
+    a request and ``answer`` its answer; ``parameters`` are those of the query.
     """
     content: dict[str, Any] = {"application/json": {"schema": _reference(response)}}
-    if chunk is not None:
-        content["text/event-stream"] = {"schema": _reference(chunk)}
+    if answer is not None:
+        content["application/json"]["example"] = answer
+    if chunk:
+        content["text/event-stream"] = {"schema": _any_of(chunk)}
     errors: dict[int, dict[str, Any]] = {
         int(status): {
             "description": text,
-            "content": {"application/json": {"schema": _reference(responses.ErrorResponse)}},
+            "content": {"application/json": {"schema": _reference(error)}},
         }
         for status, text in _ERRORS.items()
     }
-    errors[503]["content"] = {"application/json": {"schema": _reference(unavailable)}}
+    if unavailable is not None:
+        errors[503]["content"] = {"application/json": {"schema": _reference(unavailable)}}
     arguments: dict[str, Any] = {
         "response_model": None,
         "responses": {200: {"description": "The answer.", "content": content}, **errors},
     }
+    extra: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if request:
-        references = [_reference(kind) for kind in request]
-        schema = references[0] if len(references) == 1 else {"anyOf": references}
-        body: dict[str, Any] = {"schema": schema}
+        body: dict[str, Any] = {"schema": _any_of(request)}
         if example is not None:
             body["example"] = example
-        arguments["openapi_extra"] = {
-            "requestBody": {"required": True, "content": {"application/json": body}}
-        }
-    return arguments
+        extra["requestBody"] = {"required": True, "content": {"application/json": body}}
+    return arguments | ({"openapi_extra": extra} if extra else {})
 
 
 def install_document(app: FastAPI) -> None:
@@ -100,6 +122,13 @@ def install_document(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _any_of(kinds: type[msgspec.Struct] | tuple[type[msgspec.Struct], ...]) -> dict[str, Any]:
+    if not isinstance(kinds, tuple):
+        return _reference(kinds)
+    references = [_reference(kind) for kind in kinds]
+    return references[0] if len(references) == 1 else {"anyOf": references}
 
 
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:

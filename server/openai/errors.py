@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from engine.protocol import (
     EngineError,
@@ -19,6 +20,7 @@ from engine.protocol import (
     InvalidRequestError,
 )
 from scheduler.sampling_params import InvalidParameterError
+from server.openai.not_built import what_to_use_instead
 from server.openai.responses import ErrorObject, ErrorResponse
 
 MAX_MESSAGE_CHARACTERS = 1000
@@ -143,6 +145,13 @@ def as_api_error(error: Exception) -> ApiError:
 
 def http_error(error: HTTPException, method: str, path: str) -> ApiError:
     """An error of the router: no such path, or no such method on it."""
+    is_route_missing = error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+    if is_route_missing and (instead := what_to_use_instead(path)):
+        return ApiError(
+            HTTPStatus.NOT_IMPLEMENTED,
+            f"{method} {path[:200]} is not implemented by this server. {instead}",
+            code="not_implemented",
+        )
     if error.status_code == HTTPStatus.NOT_FOUND:
         return ApiError(
             HTTPStatus.NOT_FOUND, f"Unknown request URL: {method} {path}.", code="unknown_url"
@@ -157,8 +166,8 @@ def http_error(error: HTTPException, method: str, path: str) -> ApiError:
     return as_api_error(error)
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes every foreseen error of every route an error object."""
+def install_error_handlers(app: FastAPI, respond: Callable[[ApiError, Scope], Response]) -> None:
+    """Makes every foreseen error of every route an answer, by way of ``respond``."""
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -166,7 +175,7 @@ def install_error_handlers(app: FastAPI) -> None:
         else:
             answer = as_api_error(error)
         request.state.record.failed(answer.status, answer.reason)
-        return answer.response()
+        return respond(answer, request.scope)
 
     for kind in _FORESEEN:
         app.add_exception_handler(kind, handle)

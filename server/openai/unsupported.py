@@ -6,6 +6,7 @@ unless its value asks for what happens anyway.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from server.openai.errors import bad_request
@@ -50,21 +51,26 @@ _OF_COMPLETIONS: dict[str, tuple[Any, ...]] = {"echo": (False,), "prompt": ()}
 
 def refuse_unsupported(fields: dict[str, Any]) -> None:
     """Raises a 400 that names the first field that cannot be honoured."""
-    _refuse(fields, _NEUTRAL, "is not supported by this server")
+    refuse_unless_neutral(fields, _NEUTRAL)
     _refuse_best_of(fields)
 
 
 def refuse_of_chat(fields: dict[str, Any]) -> None:
     """The same for what only chat can do, in a completion."""
-    _refuse(fields, _OF_CHAT, "is for /v1/chat/completions")
+    refuse_unless_neutral(fields, _OF_CHAT, "is for /v1/chat/completions")
 
 
 def refuse_of_completions(fields: dict[str, Any]) -> None:
     """The same for what only completions can do, in a chat."""
-    _refuse(fields, _OF_COMPLETIONS, "is for /v1/completions")
+    refuse_unless_neutral(fields, _OF_COMPLETIONS, "is for /v1/completions")
 
 
-def _refuse(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], why: str) -> None:
+def refuse_unless_neutral(
+    fields: Mapping[str, Any],
+    neutral: Mapping[str, tuple[Any, ...]],
+    why: str = "is not supported by this server",
+) -> None:
+    """Raises a 400 for a field named in ``neutral`` with a value that is not listed there."""
     for name, value in fields.items():
         if name not in neutral or value is None:
             continue

@@ -184,12 +184,14 @@ def test_a_requests_stages_are_traced(observed: ServerProcess, collector: OtlpRe
     request_id = complete(observed, prompt="Trace me, too").headers["x-request-id"]
 
     def named() -> list[object]:
-        ids = [attributes(span).get("gen_ai.response.id") for span in collector.spans]
+        ids = [attributes(span).get("ridgeline.request.id") for span in collector.spans]
         return [i for i in ids if i == request_id]
 
     observed.wait_for(lambda: bool(named()))
     (root,) = (
-        span for span in collector.spans if attributes(span).get("gen_ai.response.id") == request_id
+        span
+        for span in collector.spans
+        if attributes(span).get("ridgeline.request.id") == request_id
     )
     assert root.name == "text_completion ridgeline-chat"
     assert root.trace_id.hex() == TRACE_ID

@@ -113,6 +113,12 @@ def test_a_crowd_takes_as_long_as_the_planner_says(
     # They do not arrive at quite the same moment, which costs a few steps more.
     seconds = after[SECONDS] - before[SECONDS]
     assert expected.busy_s * 0.99 < seconds < expected.busy_s * 1.5
+    # What is simulated takes as long as the step-time model says.
+    for phase in ("prefill", "decode", "mixed"):
+        of_phase = f"_sum{{phase={phase}}}"
+        predicted = after[f"ridgeline_step_duration_predicted_seconds{of_phase}"]
+        assert after[f"ridgeline_step_duration_seconds{of_phase}"] == pytest.approx(predicted)
+        assert predicted > 0
 
 
 def test_the_front_door_is_the_same(simulated: ServerProcess) -> None:
@@ -148,7 +154,10 @@ def test_a_plan_file_can_be_rehearsed(tmp_path: Path) -> None:
     blocks = sum(pool.plan.num_kv_blocks * pool.plan.replicas for pool in read_plan(path).pools)
     with serving(tmp_path / "log", "--plan", str(path), "--engine", "simulated") as process:
         process.wait_until_ready()
-        assert process.metrics()["ridgeline_kv_blocks{state=free}"] == blocks
+        metrics = process.metrics()
+        assert metrics["ridgeline_kv_blocks{state=free}"] == blocks
+        plans = [name for name in metrics if name.startswith("ridgeline_plan_info{")]
+        assert [sum(f"hardware={on}" in p for p in plans) for on in ("1xH100", "2xL40S")] == [1, 1]
         (model,) = process.client().models.list().data
         assert model.id == MODEL
         assert "1xH100-SXM+2xL40S, simulated" in process.log.read_text()

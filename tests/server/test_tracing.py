@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -74,3 +75,18 @@ def test_without_opentelemetry_there_is_one_clear_line(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(TracingError, match=r"pip install 'ridgeline\[otel\]'"):
         open_tracing("http://localhost:4318", "m")
+
+
+def test_a_collector_that_is_gone_delays_no_request_and_the_end_only_for_a_moment(
+    metrics: RequestMetrics,
+) -> None:
+    with receiving() as collector:
+        gone = collector.base_url
+    tracing = open_tracing(gone, "m")
+    record = RequestRecord("id", metrics, tracing.export)
+    record.generation_began("chat")
+    began = time.monotonic()
+    record.close()
+    assert time.monotonic() - began < 1
+    tracing.close()
+    assert time.monotonic() - began < 15

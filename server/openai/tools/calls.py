@@ -16,6 +16,8 @@ class CallDelta:
     arguments: str
     """A piece of a JSON object, as the model wrote it; all pieces together are the object."""
     is_first: bool
+    position: int = 0
+    """How many characters of the content beside it stand before it."""
 
 
 @dataclass(frozen=True, slots=True)

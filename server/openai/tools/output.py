@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from server.openai.tools.calls import CallDelta, ParsedText
 
 MOST_SPACE = 1024
@@ -43,17 +45,16 @@ class ParsedOutput:
     def begin_call(self, name: str) -> None:
         self._name = name
         if not self._is_over:
-            self._calls.append(CallDelta(self.num_calls, name, "", is_first=True))
+            self._append(CallDelta(self.num_calls, name, "", is_first=True))
 
     def add_arguments(self, text: str) -> None:
         if self._is_over or not text:
             return
         last = self._calls[-1] if self._calls else None
         if last is not None and last.index == self.num_calls:
-            text = last.arguments + text
-            self._calls[-1] = CallDelta(last.index, last.name, text, last.is_first)
+            self._calls[-1] = replace(last, arguments=last.arguments + text)
         else:
-            self._calls.append(CallDelta(self.num_calls, self._name, text, is_first=False))
+            self._append(CallDelta(self.num_calls, self._name, text, is_first=False))
 
     def end_call(self, *, is_sound: bool) -> None:
         self._after_call = True
@@ -72,6 +73,9 @@ class ParsedOutput:
         taken = ParsedText("".join(self._content), tuple(self._calls))
         self._content, self._calls = [], []
         return taken
+
+    def _append(self, call: CallDelta) -> None:
+        self._calls.append(replace(call, position=sum(map(len, self._content))))
 
     @property
     def _is_over(self) -> bool:

@@ -21,6 +21,7 @@ MOST_SCALAR = 512
 
 WHITE_SPACE = " \t\n\r"
 _ARGUMENTS = ("arguments", "parameters")
+_KEYS = ("name", "type", "id", *_ARGUMENTS)
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 """In a string."""
 _SCALAR_PART = re.compile(r"[-+.0-9A-Za-z]*")
@@ -188,7 +189,10 @@ class CallScanner:
 
     What it is is certain once both the name is known and an object of arguments begins, whichever
     comes first; from then on ``name`` is set and the arguments come out as they are written.
-    A call without arguments has ``{}``. ``names`` are those that may be called, None any.
+    A call without arguments has ``{}``.
+
+    ``names`` are those that may be called. They are given where any JSON object might stand, so
+    what has other members is no call then; with None whatever has a name is one.
     """
 
     def __init__(self, names: Collection[str] | None) -> None:
@@ -282,6 +286,8 @@ class CallScanner:
             read, self._read = _decoded("".join(self._read)), []
             if key is None:
                 self._key, self._place = read or "", _Place.COLON
+                if self._names is not None and not self.name and read not in _KEYS:
+                    self.progress = Progress.FAILED
             elif not read or (self._names is not None and read not in self._names):
                 self.progress = Progress.FAILED
             else:

@@ -289,13 +289,33 @@ async def test_an_empty_model_is_the_served_one(serve: Serve) -> None:
 
 async def test_other_paths_and_methods_answer_in_the_same_shape(serve: Serve) -> None:
     client = serve().client
-    unknown = await client.post("/v1/embedding", json={})
+    unknown = await client.post("/v1/nothing", json={})
     assert unknown.status_code == 404
     assert error_of(unknown)["code"] == "unknown_url"
     wrong = await client.get("/v1/chat/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert error_of(wrong)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "instead"),
+    [
+        ("POST", "/v1/audio/transcriptions", "text only"),
+        ("GET", "/v1/files/file-1/content", "ordinary requests"),
+        ("POST", "/v1/responses/compact", "as input"),
+        ("POST", "/v1/complete", "/v1/messages"),
+        ("POST", "/v1/load_lora_adapter", "set of weights"),
+        ("POST", "/generate", "/v1/completions"),
+    ],
+)
+async def test_a_known_endpoint_that_is_not_built_says_what_to_use(
+    serve: Serve, method: str, path: str, instead: str
+) -> None:
+    response = await serve().client.request(method, path)
+    assert response.status_code == 501
+    assert error_of(response)["code"] == "not_implemented"
+    assert instead in error_of(response)["message"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_a_call_is_read_as_its_family_writes_it(family: ToolFamily) -> None:
         (HERMES, '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>', [F]),
         (HERMES, '<tool_call>{"name": "f", "arguments": {"a": 1}}', [F]),
         (HERMES, HERMES_CALL[:-3], [F]),
+        (HERMES, HERMES_CALL.replace("{", '{"why": ["so"], ', 1), [F]),
         (LLAMA3, f"<|python_tag|>{WRITTEN[LLAMA3]}", [F]),
         (LLAMA3, f"\n{WRITTEN[LLAMA3]}; {WRITTEN[LLAMA3]}", [F, F]),
         (LLAMA3, OBJECT, [F]),
@@ -111,6 +112,7 @@ def test_other_ways_of_the_same(
         (LLAMA3, '{"name": "unknown", "parameters": {}}'),
         (LLAMA3, f"Here: {WRITTEN[LLAMA3]}"),
         (LLAMA3, '{"answer": 42}'),
+        (LLAMA3, '{"city": "Paris", "name": "f", "parameters": {}}'),
         (LLAMA3, '<|python_tag|>brave_search.call(query="ridges")'),
         (MISTRAL, OBJECT),
         (MISTRAL, '[TOOL_CALLS][{"name": "f", "argum'),
@@ -194,10 +196,12 @@ def test_content_is_not_held_back_longer_than_a_call_is_possible() -> None:
     assert parser.push("a <tool").content == "a"
     assert parser.push("box").content == " <toolbox"
     parser = parser_of(JSON, NAMES, parallel=True)
-    assert parser.push('{"answer": 4').content == ""
-    assert parser.push(', "name": ').content == ""
-    assert parser.push("5").content == '{"answer": 4, "name": 5'
+    assert parser.push('{"answer').content == ""
+    assert parser.push('": 4').content == '{"answer": 4'
     assert parser.push("}").content == "}"
+    parser = parser_of(JSON, NAMES, parallel=True)
+    assert parser.push('{"name": "Anna').content == ""
+    assert parser.push('"}').content == '{"name": "Anna"}'
 
 
 @pytest.mark.parametrize("family", ToolFamily)
@@ -205,7 +209,7 @@ def test_what_is_held_back_is_bounded(family: ToolFamily) -> None:
     """Whatever is announced, no more than the limit is kept from the client."""
     begun = {HERMES: "<tool_call>", MISTRAL: "[TOOL_CALLS]"}.get(family, "")
     parser = parser_of(family, NAMES, parallel=True)
-    long = parser.push(begun + '{"x": "' + "a" * (MOST_HELD + 10))
+    long = parser.push(begun + '{"id": "' + "a" * (MOST_HELD + 10))
     assert len(long.content) > MOST_HELD
     parser = parser_of(family, NAMES, parallel=True)
     assert len(parser.push("a" + " " * 2 * MOST_SPACE).content) == MOST_SPACE + 1

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, answered by the same conversation pipeline as chat."""

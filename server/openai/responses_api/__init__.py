@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, answered by the same conversation pipeline as chat."""
