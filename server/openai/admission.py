@@ -60,9 +60,9 @@ def admit(context: ServerContext, record: RequestRecord, requests: Sequence[Requ
             reason=f"{shortage.kind}_per_minute",
         )
 
-    def correct() -> None:
-        used = record.num_prompt_tokens + record.num_completion_tokens
-        limiter.correct(record.caller, tokens, used, time.monotonic(), record.rates)
+    def correct(ended: RequestRecord) -> None:
+        used = ended.num_prompt_tokens + ended.num_completion_tokens
+        limiter.correct(ended.caller, tokens, used, time.monotonic(), ended.rates)
 
     record.at_end.append(correct)
 
