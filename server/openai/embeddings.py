@@ -52,7 +52,7 @@ async def create_embeddings(request: Request) -> Response:
     record.generation_began("embeddings")
     fields = await read_request(request, EmbeddingRequest)
     check_model(fields.model, context.model)
-    check_accepting(context)
+    check_accepting(context, record)
     texts = split_prompts(fields.input, "input")
     if len(texts) > MAX_CHOICES:
         raise bad_request(f"input has more than {MAX_CHOICES} texts.", "input")

@@ -143,6 +143,18 @@ async def test_what_goes_on_in_the_background_is_charged_when_it_has_ended(serve
     assert third_left in range(first_left - used, first_left - used + 100)
 
 
+async def test_whoever_may_not_ask_costs_no_work(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve("It is 4.", rates=Rates(requests=1))
+    assert (await served.complete("a")).status_code == 200
+    tokenizer = served.app.state.context.tokenizer
+    monkeypatch.setattr(type(tokenizer), "encode_async", None)
+    for refused in (await served.complete("a"), await served.chat()):
+        assert refused.status_code == 429
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+
+
 async def test_too_many_requests_are_told_when_to_come_back(serve: Serve) -> None:
     served = serve("It is 4.", rates=Rates(requests=2, tokens=10_000))
     first = await served.chat()
