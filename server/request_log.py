@@ -60,10 +60,12 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update({**record.response_headers, "x-request-id": record.request_id})
+                answer_headers = MutableHeaders(scope=message)
+                answer_headers.update(
+                    {**record.response_headers, "x-request-id": record.request_id}
+                )
                 if is_anthropic(scope["path"]):
-                    headers["request-id"] = record.request_id  # what its clients look for
+                    answer_headers["request-id"] = record.request_id  # what its clients look for
             await send(message)
 
         try:

@@ -41,7 +41,7 @@ from server.openai.responses import Usage
 
 
 class MessageBuilder:
-    """Streams and whole answers are built by the same steps, so they say the same."""
+    """An ``AnswerBuilder``."""
 
     def __init__(self, message_id: str, model: str) -> None:
         self._message_id = message_id
@@ -64,7 +64,6 @@ class MessageBuilder:
                     yield BlockStopEvent(index=block.index)
 
     def finish(self, last: ChatTextDelta, usage: Usage) -> list[MessagesEvent]:
-        """The choice ended with ``last``."""
         calls_tools = any(isinstance(block, ToolUseBlock) for block in self._content)
         self._end = message_end(last, calls_tools=calls_tools)
         return [

@@ -9,7 +9,7 @@ import msgspec
 from server.anthropic.shapes import MessagesErrorObject, MessagesErrorResponse
 from server.openai.errors import ApiError
 
-_TYPES = {
+_TYPES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
@@ -21,7 +21,7 @@ _TYPES = {
 
 
 def messages_error_type(status: int) -> str:
-    if known := _TYPES.get(HTTPStatus(status)):
+    if known := _TYPES.get(status):
         return known
     return "invalid_request_error" if status < 500 else "api_error"
 

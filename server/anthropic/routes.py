@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import get_args
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,18 +22,18 @@ from server.anthropic.shapes import (
     MessagesEvent,
     MessagesTokensCount,
 )
-from server.context import ServerContext, context_of, record_of
+from server.context import context_of, record_of
 from server.openai.admission import check_model
-from server.openai.answer import run_job, usage
+from server.openai.answer import usage
+from server.openai.answer_events import answer_events, encode_events, until_the_end
 from server.openai.as_chat import errors_name
 from server.openai.body import read_object, typed
-from server.openai.chat import ChatTurn, prepare_turn, read
+from server.openai.chat import ChatTurn, prepare_turn
 from server.openai.chat_reading import tool_use
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.errors import ApiError
 from server.openai.json_response import json_response
-from server.openai.output_blocks import BlockReader
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, named_event
 
@@ -63,7 +62,7 @@ async def create_message(request: Request) -> Response:
     with errors_name(CHAT_NAMES):
         turn = await prepare_turn(chat, context, record, f"msg_{uuid.uuid4().hex}")
     builder = MessageBuilder(turn.job.answer_id, turn.job.model)
-    events = message_events(turn, builder, context, record)
+    events = answer_events(turn, builder, context, record)
     if fields.stream:
         return EventStreamResponse(
             encoded(events), record, on_error=error_event(record), ending=b""
@@ -94,37 +93,13 @@ async def count_tokens(request: Request) -> Response:
     return json_response(MessagesTokensCount(input_tokens=len(prompt)))
 
 
-async def message_events(
-    turn: ChatTurn, builder: MessageBuilder, context: ServerContext, record: RequestRecord
-) -> AsyncGenerator[list[MessagesEvent], None]:
-    """What happens, as the engine's output comes; nothing before its first tokens.
-
-    Raises:
-        EngineError: the engine refused the request or could not finish it.
-    """
-    blocks = BlockReader()
-    has_begun = False
-    async with aclosing(run_job(turn.job, context, record)) as deltas:
-        async for delta in deltas:
-            parsed = read(turn.texts, delta, record)
-            events = [] if has_begun else builder.begin(usage(turn.job, record))
-            has_begun = True
-            events += builder.push(blocks.push(parsed))
-            if parsed.finish_reason is not None:
-                events += builder.finish(parsed, usage(turn.job, record))
-            if events:
-                yield events
-
-
 async def whole_message(
     turn: ChatTurn,
     builder: MessageBuilder,
     events: AsyncGenerator[list[MessagesEvent], None],
     record: RequestRecord,
 ) -> MessagesAnswer:
-    async with aclosing(events):
-        async for _ in events:
-            pass
+    await until_the_end(events)
     return builder.answer(usage(turn.job, record))
 
 
@@ -134,10 +109,6 @@ async def encoded(
     async with aclosing(events):
         async for batch in events:
             yield encode_events(batch)
-
-
-def encode_events(events: Sequence[MessagesEvent]) -> bytes:
-    return b"".join(named_event(event.type, msgspec.json.encode(event)) for event in events)
 
 
 def error_event(record: RequestRecord) -> Callable[[ApiError], bytes]:

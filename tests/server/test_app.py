@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jsonschema
 import pytest
 
 from engine.protocol import EngineState
@@ -188,3 +189,19 @@ async def test_the_document_describes_every_route_and_resolves(serve: Serve) -> 
     for path in document["paths"].values():
         assert all("422" not in operation["responses"] for operation in path.values())
     assert chat["requestBody"]["content"]["application/json"]["example"]
+
+
+async def test_examples_of_the_document_are_valid(serve: Serve) -> None:
+    document = (await serve().client.get("/openapi.json")).json()
+    operations = [o for path in document["paths"].values() for o in path.values()]
+    bodies = [
+        o["requestBody"]["content"]["application/json"] for o in operations if "requestBody" in o
+    ]
+    assert len(bodies) >= 9
+    assert all("example" in body for body in bodies)
+    answers = [o["responses"]["200"]["content"].get("application/json", {}) for o in operations]
+    shown = [*bodies, *(answer for answer in answers if "example" in answer)]
+    assert len(shown) >= len(bodies) + 8
+    for content in shown:
+        schema = content["schema"] | {"components": document["components"]}
+        jsonschema.validate(content["example"], schema, jsonschema.Draft202012Validator)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from msgspec import UnsetType
 from msgspec.structs import replace
 
+from server.openai.chat_text import ChatTextDelta
 from server.openai.errors import ApiError
 from server.openai.output_blocks import (
     Block,
@@ -52,7 +53,7 @@ Lifecycle = Literal["created", "queued", "in_progress", "completed", "incomplete
 
 
 class ResponseBuilder:
-    """Streams and whole answers are built by the same steps, so they say the same."""
+    """An ``AnswerBuilder``."""
 
     def __init__(self, response: ResponseObject) -> None:
         self.response = response
@@ -71,7 +72,7 @@ class ResponseBuilder:
             events.append(self._lifecycle("queued"))
         return events
 
-    def begin(self) -> list[ResponseEvent]:
+    def begin(self, usage: Usage) -> list[ResponseEvent]:
         self.response = replace(self.response, status="in_progress")
         return [self._lifecycle("in_progress")]
 
@@ -85,16 +86,16 @@ class ResponseBuilder:
                 case BlockStop(block, is_cut):
                     yield from self._stop(block, "incomplete" if is_cut else "completed")
 
-    def finish(self, reason: str, usage: Usage) -> list[ResponseEvent]:
-        """The model's turn ended with chat's finish ``reason``."""
-        if reason == "length":
+    def finish(self, last: ChatTextDelta, usage: Usage) -> list[ResponseEvent]:
+        is_cut = last.finish_reason == "length"
+        if is_cut:
             details = IncompleteDetails("max_output_tokens")
             self.response = replace(self.response, status="incomplete", incomplete_details=details)
         else:
             now = int(time.time())
             self.response = replace(self.response, status="completed", completed_at=now)
         self.response = replace(self.response, usage=response_usage(usage))
-        return [self._lifecycle("incomplete" if reason == "length" else "completed")]
+        return [self._lifecycle("incomplete" if is_cut else "completed")]
 
     def fail(self, error: ApiError) -> list[ResponseEvent]:
         described = ResponseError(code=error.code or "server_error", message=error.message)

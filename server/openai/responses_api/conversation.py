@@ -33,7 +33,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields of the Responses API that would change the result, with the values that do not."""
 UNSUPPORTED_INCLUDES = frozenset({"message.output_text.logprobs"})
 CHAT_NAMES = {
-    "chat_template_kwargs": "reasoning",
     "max_tokens": "max_output_tokens",
     "messages": "input",
     "reasoning_effort": "reasoning.effort",

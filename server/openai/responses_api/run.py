@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import msgspec
-
 from server.context import ServerContext
-from server.openai.answer import run_job, usage
-from server.openai.chat import ChatTurn, read
+from server.openai.answer_events import answer_events, encode_events, until_the_end
+from server.openai.chat import ChatTurn
 from server.openai.errors import ApiError, as_api_error, is_unforeseen
-from server.openai.output_blocks import BlockReader
 from server.openai.responses_api.builder import ResponseBuilder
 from server.openai.responses_api.shapes import ResponseEvent, ResponseObject
 from server.openai.responses_api.store import ResponseStore, StoredResponse
 from server.record import RequestRecord
-from server.streaming import named_event
 
 logger = logging.getLogger(__name__)
 
@@ -30,33 +26,14 @@ class ResponseRun:
     builder: ResponseBuilder
     record: RequestRecord
 
-    async def events(self, context: ServerContext) -> AsyncGenerator[list[ResponseEvent], None]:
-        """What happens, as the engine's output comes; nothing before its first tokens.
-
-        Raises:
-            EngineError: the engine refused the request or could not finish it.
-        """
-        job, builder = self.turn.job, self.builder
-        blocks = BlockReader()
-        has_begun = False
-        async with aclosing(run_job(job, context, self.record)) as deltas:
-            async for delta in deltas:
-                parsed = read(self.turn.texts, delta, self.record)
-                events = [] if has_begun else builder.begin()
-                has_begun = True
-                events += builder.push(blocks.push(parsed))
-                if parsed.finish_reason is not None:
-                    events += builder.finish(parsed.finish_reason, usage(job, self.record))
-                if events:
-                    yield events
+    def events(self, context: ServerContext) -> AsyncGenerator[list[ResponseEvent], None]:
+        return answer_events(self.turn, self.builder, context, self.record)
 
 
 async def whole_response(
     run: ResponseRun, context: ServerContext, keep: Callable[[ResponseObject], None]
 ) -> ResponseObject:
-    async with aclosing(run.events(context)) as batches:
-        async for _ in batches:
-            pass
+    await until_the_end(run.events(context))
     keep(run.builder.response)
     return run.builder.response
 
@@ -112,7 +89,3 @@ def failure_event(
         return encode_events(failed)
 
     return tell
-
-
-def encode_events(events: Sequence[ResponseEvent]) -> bytes:
-    return b"".join(named_event(event.type, msgspec.json.encode(event)) for event in events)

@@ -189,6 +189,20 @@ async def test_calls_are_forced_as_in_chat(
     assert by_chat.sampling.grammar is not None
 
 
+async def test_a_call_that_is_cut_says_so(serve: Serve, tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode(CALL, add_special_tokens=False)
+    room = next(n for n in range(1, 99) if "Par" in tokenizer.decode(token_ids[:n]))
+    served = serve(CALL)
+    message = (await ask(served, tools=[TOOL], max_tokens=room)).json()
+    assert message["stop_reason"] == "max_tokens"
+    assert [(block["type"], block["input"]) for block in message["content"]] == [("tool_use", {})]
+    events = await stream_of(served, tools=[TOOL], max_tokens=room)
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    pieces = [delta["partial_json"] for delta in deltas]
+    assert "".join(pieces).startswith('{"city": "Par')
+    assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+
+
 async def test_thoughts_are_blocks(serve: Serve) -> None:
     served = serve(
         "<think>Hm, two.</think>It is 4.",
