@@ -101,7 +101,7 @@ async def prepare_turn(
         ApiError: the request cannot be answered, or not now.
     """
     use = tool_use(fields)
-    check_accepting(context)
+    check_accepting(context, record)
     prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
     thought = thinking(fields, context, prompt)
     calls = forced_calls(use, thought, fields, context)

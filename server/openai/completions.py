@@ -67,7 +67,7 @@ async def create_completion(request: Request) -> Response:
     fields = parse_request(body, CompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
-    check_accepting(context)
+    check_accepting(context, record)
     max_tokens = resolve_max_tokens(fields)
     wanted = await wanted_of(
         fields, context, asked_logprobs(fields), scores_prompt=fields.echo is True
