@@ -7,13 +7,18 @@ cut off. Reading the body is the routes' to bound (``server.openai.body``).
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.logs import request_id_var
 from server.openai.errors import ApiError
+from server.request_log import new_request_id
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Of a request line and its headers; what nginx and others allow is less."""
@@ -113,10 +118,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # nothing can be said in the middle of another answer
             return
+        request_id = new_request_id()
+        request_id_var.set(request_id)
+        logger.info("hung up: %d %s", status, code)
         body = ApiError(status, message, code=code).body()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\n"
+            "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()

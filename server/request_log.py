@@ -87,7 +87,11 @@ class RequestLogMiddleware:
 def choose_request_id(headers: Headers) -> str:
     """The client's id when it is short and plain, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _ACCEPTED_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    return given if _ACCEPTED_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
 
 
 def _write_line(scope: Scope, record: RequestRecord, status: int) -> None:

@@ -201,7 +201,7 @@ def test_a_client_that_goes_away_is_counted_and_costs_no_more(
 ) -> None:
     before = simulated.metrics()
     connection = raw_request(simulated, {"prompt": "a", "max_tokens": 1900, "stream": stream})
-    simulated.wait_for(lambda: simulated.metrics()["ridgeline_num_requests_running"] == 1)
+    simulated.wait_for(lambda: simulated.metrics()["vllm:num_requests_running"] == 1)
     connection.close()
     closed = time.monotonic()
     simulated.wait_until_idle()
@@ -214,7 +214,7 @@ def test_a_client_that_goes_away_is_counted_and_costs_no_more(
 
 def test_an_engine_that_dies_is_a_500_and_then_a_503(simulated: ServerProcess) -> None:
     connections = [raw_request(simulated, LONG | {"stream": stream}) for stream in (False, True)]
-    simulated.wait_for(lambda: simulated.metrics()["ridgeline_num_requests_running"] == 2)
+    simulated.wait_for(lambda: simulated.metrics()["vllm:num_requests_running"] == 2)
     os.kill(simulated.engine_pid(), signal.SIGKILL)
     answers = []
     for connection in connections:

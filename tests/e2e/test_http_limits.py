@@ -80,6 +80,7 @@ def test_what_is_no_http_is_a_400(strict: ServerProcess) -> None:
         assert answer.status == 400
         assert answer.error["code"] == "invalid_http"
         assert answer.headers["connection"] == "close"
+        assert answer.headers["x-request-id"] in strict.log.read_text()
 
 
 def test_a_connection_that_says_nothing_is_closed(strict: ServerProcess) -> None:

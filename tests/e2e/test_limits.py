@@ -71,6 +71,8 @@ def test_an_overloaded_server_says_when_to_come_back(tmp_path: Path) -> None:
             assert error.code == "overloaded"
             assert "in flight already" in error.message
             assert int(error.response.headers["retry-after"]) >= 1
+        rejections = server.metrics()["vllm:admission_rejections_total{reason=queued_requests}"]
+        assert rejections == len(refusals)
         assert ask(0) is None
 
 
@@ -83,9 +85,33 @@ def test_whoever_would_wait_too_long_is_told_at_once(tmp_path: Path) -> None:
             model="", prompt="a", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
         )
         next(iter(running))
-        with pytest.raises(openai.RateLimitError, match="the wait would be"):
-            client.completions.create(model="", prompt="a", max_tokens=2)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError, match="the wait would be") as refused:
+                client.completions.create(model="", prompt="a", max_tokens=2, stream=stream)
+            assert int(refused.value.response.headers["retry-after-ms"]) >= 1000
         running.close()
+        assert server.metrics()["vllm:admission_rejections_total{reason=queue_wait}"] == 2
+
+
+def test_so_many_prompt_tokens_may_wait(tmp_path: Path) -> None:
+    flags = ("--max-num-seqs", "1", "--max-queued-tokens", "100")
+    with serving(tmp_path / "log", *SIMULATED, *flags) as server:
+        server.wait_until_ready()
+        client = server.client()
+        running = client.completions.create(
+            model="", prompt="a", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(running))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(
+                client.completions.create, model="", prompt=[5] * 90, max_tokens=2
+            )
+            server.wait_for(lambda: server.metrics()["vllm:num_requests_waiting"] == 1)
+            with pytest.raises(openai.RateLimitError, match="110 prompt tokens would wait"):
+                client.completions.create(model="", prompt=[5] * 20, max_tokens=2)
+            running.close()
+            assert waiting.result().choices
+        assert server.metrics()["vllm:admission_rejections_total{reason=queued_tokens}"] == 1
 
 
 def test_tokens_of_a_minute_and_a_file_that_changes(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ async def test_every_continuation_ends_for_one_reason(serve: Serve) -> None:
     await served.chat(n=3, max_tokens=5)
     served.engine.fail_after, served.engine.failure = 0, EngineUnavailableError("no room")
     await served.chat(n=4)
-    served.engine.failure = EngineOverloadedError("too many", 2.5)
+    served.engine.failure = EngineOverloadedError("too many", "queued_requests", 2.5)
     await served.chat(n=5, stream=True)
     values = await scrape(served)
     ended = {r: values[f"vllm:request_success_total finished_reason={r}"] for r in REASONS}
@@ -155,8 +155,8 @@ async def test_every_continuation_ends_for_one_reason(serve: Serve) -> None:
     decisions = "ridgeline_admission_decisions_total"
     assert values[f"{decisions} decision=admit reason=accepted"] == 3
     assert values[f"{decisions} decision=reject reason=service_unavailable"] == 1
-    assert values[f"{decisions} decision=reject reason=overloaded"] == 1
-    assert values["vllm:admission_rejections_total reason=overloaded"] == 1
+    assert values[f"{decisions} decision=reject reason=queued_requests"] == 1
+    assert values["vllm:admission_rejections_total reason=queued_requests"] == 1
 
 
 async def test_a_request_that_nobody_refused_or_failed_is_no_rejection(serve: Serve) -> None:
