@@ -32,8 +32,8 @@ from server.openai.parameters import (
     text_options,
     truncated,
 )
-from server.openai.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.openai.schemas import CompletionRequest
+from server.openai.shapes import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.openai.unsupported import refuse_of_chat
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event

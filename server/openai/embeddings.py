@@ -30,8 +30,8 @@ from server.openai.parameters import (
     split_prompts,
     truncated,
 )
-from server.openai.responses import Embedding, EmbeddingList, EmbeddingUsage
 from server.openai.schemas import EmbeddingRequest
+from server.openai.shapes import Embedding, EmbeddingList, EmbeddingUsage
 from server.record import RequestRecord
 from server.streaming import cancel_on_disconnect
 
