@@ -153,7 +153,8 @@ def main() -> None:
             caches.append(torch.float8_e4m3fn)
         launch_everything(torch.bfloat16, caches)
         launch_products(torch.bfloat16, capability)
-        launch_experts(torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float32):
+            launch_experts(dtype)
     driver.set_active(ClaimedGpu(90))
     launch_products(torch.float16, 90)
 
