@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import zmq
@@ -110,16 +110,25 @@ class EngineClient:
             ready.cancel()
             raise EngineError(self._health.detail)
 
+    @contextlib.contextmanager
+    def room_for(self, requests: Sequence[Request]) -> Iterator[None]:
+        self._check_ready()
+        self._queue.enter(requests)
+        try:
+            yield
+        finally:
+            for request in requests:
+                self._queue.left(request, 0)  # unless it ran, and has left already
+
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
-        if self._health.state is not EngineState.READY:
-            raise EngineUnavailableError(f"the engine is {self._health.state}")
-        self._queue.check(request)
+        self._check_ready()
+        if not self._queue.holds(request):
+            self._queue.enter([request])
         deliveries: asyncio.Queue[_Delivery] = asyncio.Queue()
         self._streams[request.request_id] = deliveries
         aborted = self._aborted.setdefault(request.request_id, set())
         self._idle.clear()
         unfinished = set(range(request.n))
-        self._queue.entered(request)
         num_output_tokens = 0
         try:
             self._send(AddRequest(request))
@@ -307,6 +316,10 @@ class EngineClient:
             self._ready.set()
 
     # ------------------------------------------------------------------ small parts
+
+    def _check_ready(self) -> None:
+        if self._health.state is not EngineState.READY:
+            raise EngineUnavailableError(f"the engine is {self._health.state}")
 
     def _send(self, message: ToEngine) -> None:
         """Hands a message over; without an engine there is nobody left who needs it."""

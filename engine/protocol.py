@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
@@ -97,6 +98,18 @@ class Engine(Protocol):
     """
 
     async def start(self) -> None: ...
+
+    def room_for(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        """Room in the queue for requests that belong together, of which it refuses all or none.
+
+        Each is to be handed to ``generate`` while it lasts; one that comes without is looked at by
+        itself.
+
+        Raises:
+            EngineUnavailableError: the engine takes no requests.
+            EngineOverloadedError: too much waits already.
+        """
+        ...
 
     def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]: ...
 

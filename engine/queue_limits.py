@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,9 +21,9 @@ _LEAST_RETRY_S = 1.0
 class QueueLimits:
     max_queued_requests: int = 256
     """Sequences that may wait beside those that fit into a step; a request for ``n`` continuations
-    is so many of them. Whoever comes first may have any number."""
+    is so many of them. Whoever finds nobody may bring any number."""
     max_queued_tokens: int | None = None
-    """Prompt tokens that may wait; one prompt may whatever its length."""
+    """Prompt tokens that may wait. Whoever finds none waiting may bring any number."""
     max_wait_s: float | None = None
     """A request that is predicted to wait longer is refused."""
 
@@ -52,22 +53,32 @@ class Queue:
         """What the next request is predicted to wait; 0 where no step-time model is known."""
         return 0.0 if self._pace is None else predicted_wait_s(self._pace, self._backlog)
 
-    def check(self, request: Request) -> None:
-        """
+    def enter(self, requests: Sequence[Request]) -> None:
+        """Takes all of them in, or none.
+
         Raises:
-            EngineOverloadedError: there is no place for the request.
+            EngineOverloadedError: there is no place for them.
         """
+        shares = {request.request_id: self._share(request) for request in requests}
+        added = Backlog()
+        for share in shares.values():
+            added = added.plus(share)
         wait_s = self.wait_s
-        if why_not := self._why_not(request, wait_s):
+        if why_not := self._why_not(added, wait_s):
             overload, message = why_not
             raise EngineOverloadedError(message, overload.value, max(_LEAST_RETRY_S, wait_s))
+        self._shares |= shares
+        self._backlog = self._backlog.plus(added)
 
-    def _why_not(self, request: Request, wait_s: float) -> tuple[Overload, str] | None:
+    def holds(self, request: Request) -> bool:
+        return request.request_id in self._shares
+
+    def _why_not(self, added: Backlog, wait_s: float) -> tuple[Overload, str] | None:
         limits, ahead = self._limits, self._backlog
-        if ahead.num_sequences and ahead.num_sequences + request.n > self._most:
+        if ahead.num_sequences and ahead.num_sequences + added.num_sequences > self._most:
             message = f"{ahead.num_sequences} sequences are in flight already"
             return Overload.QUEUED_REQUESTS, message
-        tokens = ahead.waiting_tokens + len(request.prompt_token_ids)
+        tokens = ahead.waiting_tokens + added.waiting_tokens
         most = limits.max_queued_tokens
         if most is not None and ahead.waiting_tokens and tokens > most:
             message = f"{tokens} prompt tokens would wait, more than {most}"
@@ -77,16 +88,14 @@ class Queue:
             return Overload.QUEUE_WAIT, message
         return None
 
-    def entered(self, request: Request) -> None:
+    def _share(self, request: Request) -> Backlog:
         num_prompt_tokens = len(request.prompt_token_ids)
-        share = Backlog(
+        return Backlog(
             num_sequences=request.n,
             waiting_tokens=num_prompt_tokens,
             prompt_tokens=num_prompt_tokens,
             output_tokens=request.n * self._expected_output(request),
         )
-        self._shares[request.request_id] = share
-        self._backlog = self._backlog.plus(share)
 
     def began(self, request: Request) -> None:
         """Its first output has come: its prompt waits no more."""
@@ -97,8 +106,11 @@ class Queue:
             self._backlog = self._backlog.less(done)
 
     def left(self, request: Request, num_output_tokens: int) -> None:
-        """It is over; ``num_output_tokens`` are those of all its continuations."""
-        share = self._shares.pop(request.request_id)
+        """It is over, if it was not before; ``num_output_tokens`` are those of all its
+        continuations."""
+        share = self._shares.pop(request.request_id, None)
+        if share is None:
+            return
         self._backlog = self._backlog.less(share)
         if share.waiting_tokens == 0 and request.sampling.stop_token_ids:
             each = num_output_tokens / request.n

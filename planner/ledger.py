@@ -130,7 +130,7 @@ class MemoryDemand:
     def __post_init__(self) -> None:
         stages = self.pipeline_parallel_size
         layers = self.stage_layers_asked or stage_layers(
-            self.spec, self.weights, self.engine, stages
+            self.spec, self.weights, self.engine, stages, self.max_num_seqs
         )
         object.__setattr__(self, "stage_layers", layers)
 

@@ -16,6 +16,7 @@ from planner.fits import (
     with_fit,
 )
 from planner.ledger import DTYPE_BYTES, DoesNotFitError, MemoryDemand, MemoryLedger, draw_up_ledger
+from planner.stages import seqs_per_lane
 from profiles.accelerator import DeviceGroup
 from profiles.hardware import link_between
 from profiles.model_spec import CheckpointQuantization, ModelSpec, TensorRole
@@ -68,7 +69,7 @@ class Sized:
         """The scheduler of one lane; stages of a pipeline share the replica's KV cache."""
         lanes = self.candidate.pipeline_parallel_size
         limits = self.limits
-        seqs = max(1, limits.max_num_seqs // lanes)
+        seqs = seqs_per_lane(limits.max_num_seqs, lanes)
         blocks = self.ledger.num_kv_blocks // lanes
         return SchedulerConfig(
             num_blocks=blocks,

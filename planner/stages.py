@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from profiles.model_spec import ModelSpec, TensorRole
-from profiles.step_cost import WeightFormat
+from profiles.step_cost import WeightFormat, expected_experts
 
 
 @lru_cache(maxsize=256)
@@ -60,13 +60,20 @@ def divide_layers(
     return tuple(end - first for first, end in pairwise(ends))
 
 
+def seqs_per_lane(max_num_seqs: int, num_stages: int) -> int:
+    """Most sequences in a step, where each of so many stages has a batch of its own under way."""
+    return max(1, max_num_seqs // num_stages)
+
+
 def stage_layers(
-    spec: ModelSpec, weights: WeightFormat, engine: str, num_stages: int
+    spec: ModelSpec, weights: WeightFormat, engine: str, num_stages: int, max_num_seqs: int
 ) -> tuple[int, ...]:
     """How many layers each stage holds in an engine.
 
-    The native engine weighs what a decode step reads: each layer's weights, and the head's in the
-    last stage (rows of the embedding are only looked up). vLLM divides the layers evenly.
+    The native engine weighs what a full decode step reads: each layer's weights, and the head's in
+    the last stage (rows of the embedding are only looked up). Full steps are the slow ones; and how
+    many sequences they have a plan says, while its workload is unknown to who serves it. vLLM
+    divides the layers evenly.
 
     Raises:
         ValueError: there are fewer layers than stages.
@@ -76,13 +83,37 @@ def stage_layers(
     if engine == "vllm":
         return divide_layers((1.0,) * spec.num_layers, num_stages)
     head = spec.vocab_size * spec.hidden_size * weights.bytes_of(TensorRole.HEAD)
-    return divide_layers(bytes_by_layer(spec, weights), num_stages, last=head)
+    costs = bytes_read_by_layer(spec, weights, seqs_per_lane(max_num_seqs, num_stages))
+    # Whole bytes add up without error, so that equally good divisions are known as such.
+    return divide_layers(tuple(float(round(cost)) for cost in costs), num_stages, last=head)
 
 
 def bytes_by_layer(spec: ModelSpec, weights: WeightFormat) -> tuple[float, ...]:
     """Bytes of each layer's weights in this format."""
+    return _bytes_by_layer(spec, weights, (1.0,) * spec.num_layers)
+
+
+def bytes_read_by_layer(
+    spec: ModelSpec, weights: WeightFormat, num_tokens: int
+) -> tuple[float, ...]:
+    """Bytes of each layer's weights that a step of so many tokens is expected to read: all but
+    those of experts that none of them goes to."""
+    shares = tuple(
+        expected_experts(mlp.num_experts, mlp.experts_per_token, num_tokens) / mlp.num_experts
+        if mlp.num_experts
+        else 1.0
+        for mlp in (layer.mlp for layer in spec.layers)
+    )
+    return _bytes_by_layer(spec, weights, shares)
+
+
+def _bytes_by_layer(
+    spec: ModelSpec, weights: WeightFormat, expert_shares: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Of experts only a share, which may differ from layer to layer."""
     sizes = [0.0] * spec.num_layers
     for layer, weight in spec.layout.weights():
         if layer is not None:
-            sizes[layer] += weight.num_elements * weights.bytes_of(weight.role)
+            share = expert_shares[layer] if weight.role is TensorRole.EXPERTS else 1.0
+            sizes[layer] += share * weight.num_elements * weights.bytes_of(weight.role)
     return tuple(sizes)

@@ -83,6 +83,15 @@ class WeightFormat:
         return self.by_role.get(role, self.other_bytes)
 
 
+def expected_experts(num_experts: int, experts_per_token: int, num_tokens: int) -> float:
+    """Of a layer's experts, as many as ``num_tokens`` tokens are expected to go to, routed evenly.
+
+    A token passes an expert by with probability 1 - experts_per_token / num_experts.
+    """
+    untouched: float = (1 - experts_per_token / num_experts) ** num_tokens
+    return num_experts * (1 - untouched)
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertGroup:
     """Layers with the same routed experts."""
@@ -95,9 +104,7 @@ class ExpertGroup:
     """Of the chosen experts of all these layers, on one device."""
 
     def num_touched(self, num_tokens: int) -> float:
-        """Expected experts of a layer that ``num_tokens`` tokens go to, routed evenly."""
-        untouched: float = (1 - self.experts_per_token / self.num_experts) ** num_tokens
-        return self.num_experts * (1 - untouched)
+        return expected_experts(self.num_experts, self.experts_per_token, num_tokens)
 
     def bytes_read(self, num_tokens: int) -> float:
         """Of all these layers, on one device."""

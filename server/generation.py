@@ -134,13 +134,14 @@ async def generate_text(
     Raises:
         EngineError: the engine refused a request or could not finish it.
     """
-    streams = [
-        _generate_one(engine, request, i * request.n, tokenizer, options, record)
-        for i, request in enumerate(requests)
-    ]
-    async with aclosing(streams[0] if len(streams) == 1 else _interleave(streams)) as deltas:
-        async for delta in deltas:
-            yield delta
+    with engine.room_for(requests):
+        streams = [
+            _generate_one(engine, request, i * request.n, tokenizer, options, record)
+            for i, request in enumerate(requests)
+        ]
+        async with aclosing(streams[0] if len(streams) == 1 else _interleave(streams)) as deltas:
+            async for delta in deltas:
+                yield delta
 
 
 async def _generate_one(

@@ -14,7 +14,7 @@ from engine.protocol import EngineHealth, EngineState
 from server.context import context_of
 from server.openai.document import documented
 from server.openai.json_response import json_response
-from server.openai.responses import HealthReport, VersionReport
+from server.openai.shapes import HealthReport, VersionReport
 from server.version import ridgeline_version
 
 router = APIRouter(tags=["operation"])

@@ -81,21 +81,24 @@ class RateLimiter:
         self._rates = rates
         self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
 
-    def take(self, caller: str, num_tokens: int, now_s: float, own: Rates) -> Shortage | None:
-        """Takes one request and so many tokens, or nothing and tells what is short for longest."""
-        wanted = {"requests": 1, "tokens": num_tokens}
-        found = {kind: self._bucket(caller, kind, now_s, own) for kind in wanted}
-        buckets = {kind: bucket for kind, bucket in found.items() if bucket is not None}
+    def shortage(self, caller: str, num_tokens: int, now_s: float, own: Rates) -> Shortage | None:
+        """What the caller must wait for longest before one more request of so many tokens."""
         shortages = [
-            Shortage(kind, int(bucket.capacity), bucket.wait_s(wanted[kind]))
-            for kind, bucket in buckets.items()
+            Shortage(kind, int(bucket.capacity), bucket.wait_s(amount))
+            for kind, amount in (("requests", 1), ("tokens", num_tokens))
+            if (bucket := self._bucket(caller, kind, now_s, own)) is not None
         ]
         longest = max(shortages, key=lambda shortage: shortage.wait_s, default=None)
-        if longest is not None and longest.wait_s > 0:
-            return longest
-        for kind, bucket in buckets.items():
-            self._keep(caller, kind, bucket.less(wanted[kind]))
-        return None
+        return None if longest is None or longest.wait_s == 0 else longest
+
+    def take(self, caller: str, num_tokens: int, now_s: float, own: Rates) -> Shortage | None:
+        """Takes one request and so many tokens; or nothing, and tells why."""
+        shortage = self.shortage(caller, num_tokens, now_s, own)
+        if shortage is None:
+            for kind, amount in (("requests", 1), ("tokens", num_tokens)):
+                if (bucket := self._bucket(caller, kind, now_s, own)) is not None:
+                    self._keep(caller, kind, bucket.less(amount))
+        return shortage
 
     def correct(self, caller: str, taken: int, used: int, now_s: float, own: Rates) -> None:
         """Gives tokens back that were taken and not used, or takes what was used beyond."""

@@ -39,8 +39,8 @@ class RequestRecord:
     rates: Rates = NO_LIMITS
     """What the caller may ask for, where that is not what all may."""
     response_headers: dict[str, str] = field(default_factory=dict)
-    at_end: list[Callable[[], None]] = field(default_factory=list)
-    """What is left to do when the request has ended."""
+    at_end: list[Callable[[RequestRecord], None]] = field(default_factory=list)
+    """What is left to do when the request has ended, with the record that followed it."""
     endpoint: str = ""
     """Of a request for generation: which kind."""
     num_prompt_tokens: int = 0
@@ -72,10 +72,11 @@ class RequestRecord:
             self.arrival,
             self.caller,
             self.rates,
+            at_end=self.at_end,
             endpoint=self.endpoint,
             num_reasoning_tokens=self.num_reasoning_tokens,
         )
-        self.endpoint = ""
+        self.at_end, self.endpoint = [], ""
         return rest
 
     def submitted(self, request: Request) -> PromptRecord:
@@ -118,7 +119,7 @@ class RequestRecord:
     def close(self) -> None:
         """Nothing more will come; call once."""
         for act in self.at_end:
-            act()
+            act(self)
         self.ended_at = time.perf_counter()
         if self.endpoint:
             self._count()

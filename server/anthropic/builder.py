@@ -37,7 +37,7 @@ from server.openai.output_blocks import (
     BlockStart,
     BlockStop,
 )
-from server.openai.responses import Usage
+from server.openai.shapes import Usage
 
 
 class MessageBuilder:

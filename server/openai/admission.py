@@ -10,6 +10,7 @@ from engine.protocol import EngineHealth, EngineState
 from scheduler.request import Request
 from server.context import ServerContext
 from server.openai.errors import ApiError, too_many, unavailable
+from server.rate_limits import RateLimiter, Shortage
 from server.record import RequestRecord
 from server.served_model import ServedModel
 
@@ -28,10 +29,19 @@ def check_model(name: str | None, model: ServedModel) -> None:
         )
 
 
-def check_accepting(context: ServerContext) -> None:
-    """Spares a request that the engine would refuse the work of being prepared."""
+def check_accepting(context: ServerContext, record: RequestRecord) -> None:
+    """Spares a request that will be refused anyway the work of being prepared.
+
+    Raises:
+        ApiError: the engine takes nothing, or the caller may not ask for anything now.
+    """
     if error := refusal(context.engine.health(), context.draining):
         raise error
+    limiter, now_s = context.rate_limiter, time.monotonic()
+    shortage = limiter.shortage(record.caller, 0, now_s, record.rates)
+    if shortage is not None:
+        note_standings(limiter, record, now_s)
+        raise rate_limited(shortage)
 
 
 def admit(context: ServerContext, record: RequestRecord, requests: Sequence[Request]) -> None:
@@ -45,26 +55,35 @@ def admit(context: ServerContext, record: RequestRecord, requests: Sequence[Requ
     limiter, now_s = context.rate_limiter, time.monotonic()
     tokens = sum(tokens_asked_for(request, context.model.max_model_len) for request in requests)
     shortage = limiter.take(record.caller, tokens, now_s, record.rates)
+    note_standings(limiter, record, now_s)
+    if shortage is not None:
+        raise rate_limited(shortage)
+
+    def correct(ended: RequestRecord) -> None:
+        used = ended.num_prompt_tokens + ended.num_completion_tokens
+        limiter.correct(ended.caller, tokens, used, time.monotonic(), ended.rates)
+
+    record.at_end.append(correct)
+
+
+def note_standings(limiter: RateLimiter, record: RequestRecord, now_s: float) -> None:
+    """Puts what is left to the caller into the answer's headers, as OpenAI names them."""
     for kind, standing in limiter.standings(record.caller, now_s, record.rates).items():
         record.response_headers |= {
             f"x-ratelimit-limit-{kind}": str(standing.limit),
             f"x-ratelimit-remaining-{kind}": str(standing.remaining),
             f"x-ratelimit-reset-{kind}": f"{standing.reset_s:.3f}s",
         }
-    if shortage is not None:
-        raise too_many(
-            f"Rate limit of {shortage.limit} {shortage.kind} per minute reached. "
-            f"Please try again in {shortage.wait_s:.1f} s.",
-            shortage.wait_s,
-            code="rate_limit_exceeded",
-            reason=f"{shortage.kind}_per_minute",
-        )
 
-    def correct() -> None:
-        used = record.num_prompt_tokens + record.num_completion_tokens
-        limiter.correct(record.caller, tokens, used, time.monotonic(), record.rates)
 
-    record.at_end.append(correct)
+def rate_limited(shortage: Shortage) -> ApiError:
+    return too_many(
+        f"Rate limit of {shortage.limit} {shortage.kind} per minute reached. "
+        f"Please try again in {shortage.wait_s:.1f} s.",
+        shortage.wait_s,
+        code="rate_limit_exceeded",
+        reason=f"{shortage.kind}_per_minute",
+    )
 
 
 def tokens_asked_for(request: Request, max_model_len: int) -> int:

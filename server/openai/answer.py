@@ -15,8 +15,8 @@ from server.context import ServerContext
 from server.generation import TextDelta, TextOptions, generate_text
 from server.openai.errors import bad_request
 from server.openai.parameters import Wanted
-from server.openai.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.openai.schemas import GenerationFields, StreamOptions
+from server.openai.shapes import CompletionTokensDetails, PromptTokensDetails, Usage
 from server.openai.structured import check_grammar, grammar_of
 from server.record import RequestRecord
 from server.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from server.openai.answer import run_job, usage
 from server.openai.chat import ChatTurn, read
 from server.openai.chat_text import ChatTextDelta
 from server.openai.output_blocks import BlockEvent, BlockReader
-from server.openai.responses import Usage
+from server.openai.shapes import Usage
 from server.record import RequestRecord
 from server.streaming import named_event
 

@@ -34,7 +34,8 @@ from server.openai.errors import bad_request
 from server.openai.json_response import json_response
 from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.parameters import check_stream_options, engine_requests, text_options
-from server.openai.responses import (
+from server.openai.schemas import ChatCompletionRequest
+from server.openai.shapes import (
     AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
@@ -46,7 +47,6 @@ from server.openai.responses import (
     ToolCallOutput,
     Usage,
 )
-from server.openai.schemas import ChatCompletionRequest
 from server.openai.unsupported import refuse_of_completions
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event
@@ -101,7 +101,7 @@ async def prepare_turn(
         ApiError: the request cannot be answered, or not now.
     """
     use = tool_use(fields)
-    check_accepting(context)
+    check_accepting(context, record)
     prompt = await encode_conversation(context, fields, with_tools=bool(use.offered))
     thought = thinking(fields, context, prompt)
     calls = forced_calls(use, thought, fields, context)

@@ -32,8 +32,8 @@ from server.openai.parameters import (
     text_options,
     truncated,
 )
-from server.openai.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.openai.schemas import CompletionRequest
+from server.openai.shapes import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.openai.unsupported import refuse_of_chat
 from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect, event
@@ -67,7 +67,7 @@ async def create_completion(request: Request) -> Response:
     fields = parse_request(body, CompletionRequest)
     check_model(fields.model, context.model)
     check_stream_options(fields)
-    check_accepting(context)
+    check_accepting(context, record)
     max_tokens = resolve_max_tokens(fields)
     wanted = await wanted_of(
         fields, context, asked_logprobs(fields), scores_prompt=fields.echo is True

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from server.anthropic import schemas as messages_schemas
 from server.anthropic import shapes as messages_shapes
-from server.openai import responses, schemas
+from server.openai import schemas, shapes
 from server.openai.responses_api import schemas as responses_schemas
 from server.openai.responses_api import shapes as responses_shapes
 
@@ -34,17 +34,17 @@ _STRUCTS: tuple[type[msgspec.Struct], ...] = (
     schemas.TokenizeRequest,
     schemas.TokenizeChatRequest,
     schemas.DetokenizeRequest,
-    responses.ChatCompletion,
-    responses.ChatCompletionChunk,
-    responses.Completion,
-    responses.EmbeddingList,
-    responses.ModelCard,
-    responses.ModelList,
-    responses.TokenizeResponse,
-    responses.DetokenizeResponse,
-    responses.HealthReport,
-    responses.VersionReport,
-    responses.ErrorResponse,
+    shapes.ChatCompletion,
+    shapes.ChatCompletionChunk,
+    shapes.Completion,
+    shapes.EmbeddingList,
+    shapes.ModelCard,
+    shapes.ModelList,
+    shapes.TokenizeResponse,
+    shapes.DetokenizeResponse,
+    shapes.HealthReport,
+    shapes.VersionReport,
+    shapes.ErrorResponse,
     responses_schemas.ResponsesRequest,
     responses_schemas.InputTokensRequest,
     responses_shapes.ResponseObject,
@@ -66,7 +66,7 @@ def documented(
     response: type[msgspec.Struct],
     request: tuple[type[msgspec.Struct], ...] = (),
     chunk: type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] = (),
-    error: type[msgspec.Struct] = responses.ErrorResponse,
+    error: type[msgspec.Struct] = shapes.ErrorResponse,
     unavailable: type[msgspec.Struct] | None = None,
     example: dict[str, Any] | None = None,
     answer: dict[str, Any] | None = None,

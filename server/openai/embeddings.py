@@ -30,8 +30,8 @@ from server.openai.parameters import (
     split_prompts,
     truncated,
 )
-from server.openai.responses import Embedding, EmbeddingList, EmbeddingUsage
 from server.openai.schemas import EmbeddingRequest
+from server.openai.shapes import Embedding, EmbeddingList, EmbeddingUsage
 from server.record import RequestRecord
 from server.streaming import cancel_on_disconnect
 
@@ -52,7 +52,7 @@ async def create_embeddings(request: Request) -> Response:
     record.generation_began("embeddings")
     fields = await read_request(request, EmbeddingRequest)
     check_model(fields.model, context.model)
-    check_accepting(context)
+    check_accepting(context, record)
     texts = split_prompts(fields.input, "input")
     if len(texts) > MAX_CHOICES:
         raise bad_request(f"input has more than {MAX_CHOICES} texts.", "input")
@@ -121,13 +121,14 @@ def engine_requests(
 async def _embed_all(
     engine: Engine, requests: Sequence[EngineRequest], record: RequestRecord
 ) -> list[tuple[float, ...]]:
-    tasks = [asyncio.ensure_future(_embed(engine, request, record)) for request in requests]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    with engine.room_for(requests):
+        tasks = [asyncio.ensure_future(_embed(engine, request, record)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _embed(

@@ -21,7 +21,7 @@ from engine.protocol import (
 )
 from scheduler.sampling_params import InvalidParameterError
 from server.openai.not_built import what_to_use_instead
-from server.openai.responses import ErrorObject, ErrorResponse
+from server.openai.shapes import ErrorObject, ErrorResponse
 
 MAX_MESSAGE_CHARACTERS = 1000
 """An error may quote what was sent, but never much of it."""

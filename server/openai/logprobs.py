@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scheduler.step_plan import TokenLogprobs
 from server.generation import TextDelta
-from server.openai.responses import (
+from server.openai.shapes import (
     ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,

@@ -10,7 +10,7 @@ from server.context import context_of
 from server.openai.admission import check_model
 from server.openai.document import documented
 from server.openai.json_response import json_response
-from server.openai.responses import ModelCard, ModelList
+from server.openai.shapes import ModelCard, ModelList
 from server.served_model import ServedModel
 
 router = APIRouter(tags=["models"])

@@ -14,8 +14,8 @@ from server.openai.conversation import encode_conversation
 from server.openai.document import documented
 from server.openai.json_response import json_response
 from server.openai.parameters import check_token_ids
-from server.openai.responses import DetokenizeResponse, TokenizeResponse
 from server.openai.schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
+from server.openai.shapes import DetokenizeResponse, TokenizeResponse
 
 router = APIRouter(tags=["tokens"])
 

@@ -162,6 +162,6 @@ def test_slow_clients_hold_up_nobody(strict: ServerProcess) -> None:
 
 def test_an_upgrade_to_a_web_socket_is_an_ordinary_request(strict: ServerProcess) -> None:
     headers = {"connection": "upgrade", "upgrade": "websocket"}
-    answer = httpx.get(f"{strict.base_url}/v1/realtime", headers=headers)
+    answer = httpx.get(f"{strict.base_url}/v1/nothing", headers=headers)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "unknown_url"

@@ -74,6 +74,9 @@ def test_an_overloaded_server_says_when_to_come_back(tmp_path: Path) -> None:
         rejections = server.metrics()["vllm:admission_rejections_total{reason=queued_requests}"]
         assert rejections == len(refusals)
         assert ask(0) is None
+        # What is asked for together finds nobody in its way, least of all itself.
+        batch = client.completions.create(model="", prompt=["a"] * 8, n=2, max_tokens=2)
+        assert len(batch.choices) == 16
 
 
 def test_whoever_would_wait_too_long_is_told_at_once(tmp_path: Path) -> None:

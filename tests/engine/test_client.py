@@ -174,3 +174,21 @@ async def test_what_cannot_be_loaded_is_one_line(
     assert client.health().state is EngineState.FAILED
     assert "Traceback" in caplog.text  # what the engine process logs comes here
     await client.close()
+
+
+async def test_a_batch_is_taken_or_refused_as_one(client: EngineClient) -> None:
+    """It may be larger than the queue when nothing else is there, and is never begun in part."""
+    batch = [make_request(f"b{i}", max_tokens=4) for i in range(20)]
+    with client.room_for(batch):
+        with pytest.raises(EngineOverloadedError):
+            await collect(client, make_request("one more"))
+        outputs = await asyncio.gather(*(collect(client, request) for request in batch[1:]))
+        assert {len(tokens) for tokens in outputs} == {4}
+    assert len(await collect(client, make_request("one more"))) == 8  # batch[0] holds no place
+    task = asyncio.create_task(collect(client, make_request("running", max_tokens=2000)))
+    await asyncio.sleep(0.05)
+    with pytest.raises(EngineOverloadedError, match="in flight"), client.room_for(batch):
+        raise AssertionError("there was no room")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until_idle(client)

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.cuda import CUDAGraph
 
 from engine.config import EngineConfig
 from engine.loop import EngineLoop
 from engine.messages import AddRequest, FromEngine, Progress
+from engine.native.cuda_graphs import DecodeGraphs, GraphShape
+from engine.native.input_batch import StepInputs
 from engine.native.overlapping_executor import OverlappingExecutor
 from engine.native.runner import ModelRunner
 from engine.overlapped_loop import OverlappedLoop
@@ -129,11 +133,25 @@ def test_sampled_tokens_are_those_of_the_processor(model: Path) -> None:
     assert actual == expected
 
 
-def test_experts_are_those_of_the_processor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_experts_are_those_of_the_processor(
+    family: str, cuda_graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where two are scored nearly alike, the last bits may send a token to the other."""
-    make_checkpoint("qwen3_moe", tmp_path, mlp_only_layers=[1])
+    captured: list[GraphShape] = []
+    capture = DecodeGraphs._capture
+
+    def note(graphs: DecodeGraphs, step: StepInputs, rows: Tensor, shape: GraphShape) -> CUDAGraph:
+        captured.append(shape)
+        return capture(graphs, step, rows, shape)
+
+    monkeypatch.setattr(DecodeGraphs, "_capture", note)
+    make_checkpoint(family, tmp_path, **{"mlp_only_layers": [1]} if family == "qwen3_moe" else {})
     expected, _ = run(tmp_path, requests(16, num_tokens=8), linear_kernel="fp32-activations")
-    actual, _ = run(tmp_path, requests(16, num_tokens=8), arrive_every=2, device="cuda")
+    settings = {"device": "cuda", "cuda_graphs": cuda_graphs}
+    actual, _ = run(tmp_path, requests(16, num_tokens=8), arrive_every=2, **settings)
+    assert bool(captured) is cuda_graphs
     assert sum(expected[name] == actual[name] for name in expected) >= 14
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
+from engine.native.parallel.partition import stage_of
 from engine.resolve import (
     NativeOptions,
     PlanRefusedError,
@@ -16,12 +17,14 @@ from engine.resolve import (
 )
 from planner.candidates import PinError, Pins, Question
 from planner.choose import make_plan
+from planner.sizing import weight_format
+from planner.stages import stage_layers
 from planner.workload import Length, Workload
 from profiles.accelerator import DeviceGroup, Provenance, ProvenanceKind
 from profiles.catalog import load_catalog
 from profiles.hardware import parse_hardware
 from profiles.model_library import find_known_model
-from tests.specs import QWEN3_0_6B
+from tests.specs import MIXTURE, QWEN3_0_6B
 
 GIB = 2**30
 CPU = DeviceGroup(
@@ -120,6 +123,26 @@ def simulated_question(on: str, **pins: object) -> Question:
         workload=SHORT,
         pins=Pins(**pins),  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize(("max_num_seqs", "layers"), [(2, (3, 3)), (64, (4, 2))])
+def test_the_engine_divides_a_mixture_s_layers_as_planned(
+    max_num_seqs: int, layers: tuple[int, int]
+) -> None:
+    """From the plan's settings alone: who serves a plan does not know its workload."""
+    pins = Pins(engine="native", pipeline_parallel_size=2, max_num_seqs=max_num_seqs)
+    question = Question("mixture", MIXTURE, (CPU,), SHORT, pins=pins, available_bytes=24 * GIB)
+    plan = accepted(make_plan(question))
+    assert plan.plan is not None
+    decided = pins_of(plan.plan)
+    served = replace(question, pins=decided, workload=Workload(concurrency=64))
+    sized = size_pinned(served)
+    config = native_config(Path("/model"), sized, decided, NativeOptions())
+    assert config.stage_layers == layers
+    weights = weight_format(MIXTURE, sized.candidate.scheme, "native", config.dtype, "cpu")
+    assert layers == stage_layers(MIXTURE, weights, "native", 2, config.max_num_seqs)
+    held = [stage_of(MIXTURE, i, 2, config.stage_layers).layers for i in (1, 0)]
+    assert held == [range(layers[0]), range(layers[0], 6)]
 
 
 def test_replicas_and_stages_are_lanes() -> None:

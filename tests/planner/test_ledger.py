@@ -9,7 +9,7 @@ from planner.stages import bytes_by_layer
 from profiles.model_library import find_known_model
 from profiles.model_spec import TensorRole
 from profiles.step_cost import WeightFormat
-from tests.specs import QWEN3_0_6B
+from tests.specs import MIXTURE, QWEN3_0_6B
 
 KV_BYTES_PER_TOKEN = 28 * 2 * 8 * 128 * 4
 """Layers x (key and value) x KV heads x head size x float32."""
@@ -118,6 +118,26 @@ def test_the_fullest_stage_bounds_the_cache() -> None:
     by_layer = sum(bytes_by_layer(SMALL.spec, SMALL.weights)[:13])
     embedding = 151936 * 1024 * SMALL.weights.bytes_of(TensorRole.EMBEDDING)
     assert ledger.weights_bytes == by_layer + embedding
+
+
+@pytest.mark.parametrize(("max_num_seqs", "layers", "fullest"), [(2, (3, 3), 1), (256, (4, 2), 0)])
+def test_all_experts_are_held_however_few_are_read(
+    max_num_seqs: int, layers: tuple[int, int], fullest: int
+) -> None:
+    """The fullest stage has more layers of experts, or larger blocks of the cache."""
+    demand = replace(
+        SMALL,
+        spec=MIXTURE,
+        pipeline_parallel_size=2,
+        max_num_seqs=max_num_seqs,
+        max_model_len=512,
+    )
+    assert demand.stage_layers == layers
+    by_layer = bytes_by_layer(MIXTURE, SMALL.weights)
+    assert min(by_layer[2:]) > 8 * 3 * 256 * 1024 * 4
+    head, norm = 64 * 256 * 4, 256 * 4
+    held = (sum(by_layer[: layers[0]]) + head, sum(by_layer[layers[0] :]) + head + norm)
+    assert on_host(demand).weights_bytes == held[fullest]
 
 
 @pytest.mark.parametrize(

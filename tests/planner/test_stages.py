@@ -7,9 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.sizing import weight_format
-from planner.stages import divide_layers, stage_layers
+from planner.stages import (
+    bytes_by_layer,
+    bytes_read_by_layer,
+    divide_layers,
+    seqs_per_lane,
+    stage_layers,
+)
 from profiles.model_library import find_known_model
+from profiles.model_spec import TensorRole
 from profiles.numerics import SCHEMES
+from profiles.step_cost import WeightFormat
+from tests.specs import MIXTURE
+
+EXPERT_BYTES = 3 * 256 * 1024 * 2
 
 costs = st.lists(st.floats(0.1, 10.0), min_size=1, max_size=9)
 
@@ -66,6 +77,40 @@ def test_more_stages_than_layers_are_refused() -> None:
 def test_a_large_head_counts_as_layers() -> None:
     spec = find_known_model("Qwen3-0.6B").spec  # 28 layers, and a head as large as ten
     weights = weight_format(spec, SCHEMES["none"], "native", "bfloat16", "cpu")
-    assert stage_layers(spec, weights, "native", 2) == (19, 9)
-    assert stage_layers(spec, weights, "vllm", 2) == (14, 14)
-    assert stage_layers(spec, weights, "native", 1) == (28,)
+    assert stage_layers(spec, weights, "native", 2, 64) == (19, 9)
+    assert stage_layers(spec, weights, "vllm", 2, 64) == (14, 14)
+    assert stage_layers(spec, weights, "native", 1, 64) == (28,)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts"),
+    # All 8, but those that no token goes to: each is passed by with probability 7/8.
+    [(1, 1), (2, 8 - 8 * (7 / 8) ** 2), (5, 8 - 8 * (7 / 8) ** 5), (10_000, 8)],
+)
+def test_experts_are_weighed_by_how_many_are_read(num_tokens: int, num_experts: float) -> None:
+    held = bytes_by_layer(MIXTURE, WeightFormat(2))
+    read = bytes_read_by_layer(MIXTURE, WeightFormat(2), num_tokens)
+    assert read[:2] == held[:2]
+    assert read[2:] == pytest.approx([size - (8 - num_experts) * EXPERT_BYTES for size in held[2:]])
+
+
+def test_layers_are_divided_by_what_a_full_step_of_a_stage_reads() -> None:
+    """A lone token reads as much in a layer of experts as in a dense one, many read 8 times it."""
+    assert stage_layers(MIXTURE, WeightFormat(2), "native", 2, max_num_seqs=2) == (3, 3)
+    assert stage_layers(MIXTURE, WeightFormat(2), "native", 2, max_num_seqs=256) == (4, 2)
+    assert stage_layers(MIXTURE, WeightFormat(2), "vllm", 2, max_num_seqs=256) == (3, 3)
+
+
+def test_a_stage_of_a_crowded_pipeline_has_one_sequence() -> None:
+    assert [seqs_per_lane(n, 4) for n in (1, 7, 8, 256)] == [1, 1, 2, 64]
+
+
+@given(st.integers(2, 8), st.integers(1, 300))
+def test_equal_layers_are_divided_evenly_whatever_their_experts(
+    num_stages: int, max_num_seqs: int
+) -> None:
+    """Expected bytes are no whole numbers, whose sums would tell equal divisions apart."""
+    spec = find_known_model("Qwen3-30B-A3B").spec
+    without_head = WeightFormat(2, {TensorRole.HEAD: 0})
+    counts = stage_layers(spec, without_head, "native", num_stages, max_num_seqs)
+    assert counts == divide_layers((1.0,) * 48, num_stages)

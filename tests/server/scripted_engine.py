@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from engine.protocol import EngineError, EngineHealth, EngineState, EngineStats
@@ -42,6 +44,9 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         self.state = EngineState.READY
+
+    def room_for(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput, None]:
         self.requests.append(request)

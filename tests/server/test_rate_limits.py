@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from hypothesis import given
@@ -113,6 +115,44 @@ async def test_tokens_are_given_back_and_owed(serve: Serve) -> None:
     before = remaining(await served.complete([5] * 10, max_tokens=100))
     after = remaining(await served.complete([5] * 10, max_tokens=100))
     assert after in range(before, before + 10)  # what never ran costs nothing
+
+
+async def test_what_goes_on_in_the_background_is_charged_when_it_has_ended(serve: Serve) -> None:
+    gate = asyncio.Semaphore(0)
+    served = serve("It is 4.", gate=gate, rates=Rates(tokens=10_000))
+    body = {"input": "Hi", "background": True, "max_output_tokens": 100}
+
+    async def ask() -> tuple[str, int]:
+        answer = await served.client.post("/v1/responses", json=body)
+        return answer.json()["id"], int(answer.headers["x-ratelimit-remaining-tokens"])
+
+    first_id, first_left = await ask()
+    num_prompt_tokens = 10_000 - first_left - 100
+    _, second_left = await ask()  # the first has given nothing back yet
+    assert second_left in range(10_000 - 2 * (num_prompt_tokens + 100), first_left - 100)
+    for _ in range(100):
+        gate.release()
+    for _ in range(200):
+        stored = (await served.client.get(f"/v1/responses/{first_id}")).json()
+        if stored["status"] == "completed":
+            break
+        await asyncio.sleep(0.01)
+    assert served.engine.num_running == 0
+    used = 2 * stored["usage"]["total_tokens"]
+    _, third_left = await ask()
+    assert third_left in range(first_left - used, first_left - used + 100)
+
+
+async def test_whoever_may_not_ask_costs_no_work(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve("It is 4.", rates=Rates(requests=1))
+    assert (await served.complete("a")).status_code == 200
+    tokenizer = served.app.state.context.tokenizer
+    monkeypatch.setattr(type(tokenizer), "encode_async", None)
+    for refused in (await served.complete("a"), await served.chat()):
+        assert refused.status_code == 429
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
 
 
 async def test_too_many_requests_are_told_when_to_come_back(serve: Serve) -> None:

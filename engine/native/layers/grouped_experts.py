@@ -30,26 +30,31 @@ class Tiles(NamedTuple):
     """Which places each tile takes: int32 tensors [number of tiles]."""
 
     experts: Tensor
-    """Numbers in the order of those that are held; -1 for one that is elsewhere."""
+    """Numbers in the order of those that are held; -1 for one that is elsewhere, and where there is
+    no place: a number would have its weights read."""
     starts: Tensor
     ends: Tensor
     """In the order of the sorted places; a tile without places begins where it ends."""
 
 
-def tile_shape(num_places: int, num_experts: int) -> TileShape:
+def tile_shape(num_places: int, num_experts: int, bytes_per_number: int) -> TileShape:
     """For so many places, if experts were chosen equally often.
 
     Few places per expert wait for its weights: then tiles are as low as matrix instructions allow
     (16 rows), and wide, so that each program reads 16 KiB ahead of what it multiplies. With many, a
     tile of ``rows`` x ``outputs`` does 2 * rows * outputs / (rows + outputs) operations for each
     number that it reads: 64 x 64 and 128 x 128 do 64 and 128.
+
+    A tile is 256 or 128 bytes of inputs wide, whatever their type. So the largest, two operands of
+    128 x 128 bytes, three of each under way, takes 96 KiB: of a processor's memory a program can
+    have 99 KiB on the GPUs with the least (compute capability 8.6 and 8.9).
     """
     per_expert = num_places / num_experts
     if per_expert <= 16:
-        return TileShape(16, 64, 128, 4)
+        return TileShape(16, 64, 256 // bytes_per_number, 4)
     if per_expert <= 64:
-        return TileShape(64, 64, 64, 4)
-    return TileShape(128, 128, 64, 8)
+        return TileShape(64, 64, 128 // bytes_per_number, 4)
+    return TileShape(128, 128, 128 // bytes_per_number, 8)
 
 
 def divide(experts: Tensor, local_numbers: Tensor, rows: int) -> tuple[Tensor, Tiles]:
@@ -74,7 +79,8 @@ def divide(experts: Tensor, local_numbers: Tensor, rows: int) -> tuple[Tensor, T
     starts = ends - counts[expert] + (tiles - last_tiles[expert] + num_tiles[expert]) * rows
     starts = torch.where(is_used, starts, 0)
     ends = torch.where(is_used, torch.minimum(ends, starts + rows), 0)
-    return sorted_places, Tiles(local_numbers[expert], starts.int(), ends.int())
+    numbers = torch.where(is_used, local_numbers[expert], -1)
+    return sorted_places, Tiles(numbers, starts.int(), ends.int())
 
 
 class GroupedExperts:
@@ -91,7 +97,7 @@ class GroupedExperts:
     def __call__(self, hidden: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
         num_tokens, per_token = experts.shape
         hidden_size, size = self._down.shape[1:]
-        shape = tile_shape(experts.numel(), len(self._local_numbers))
+        shape = tile_shape(experts.numel(), len(self._local_numbers), hidden.element_size())
         sorted_places, tiles = divide(experts.flatten(), self._local_numbers, shape.rows)
         options = {
             "ROWS": shape.rows,

@@ -20,7 +20,6 @@ from server.openai.output_blocks import (
     BlockStart,
     BlockStop,
 )
-from server.openai.responses import Usage
 from server.openai.responses_api.shapes import (
     IncompleteDetails,
     InputTokensDetails,
@@ -47,6 +46,7 @@ from server.openai.responses_api.shapes import (
     ResponseTextDoneEvent,
     ResponseUsage,
 )
+from server.openai.shapes import Usage
 
 _ID_PREFIX = {BlockKind.TEXT: "msg", BlockKind.REASONING: "rs", BlockKind.CALL: "fc"}
 Lifecycle = Literal["created", "queued", "in_progress", "completed", "incomplete", "failed"]

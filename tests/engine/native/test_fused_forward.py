@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.native.layers.moe import Experts
 from engine.native.parallel.communicator import SINGLE_RANK
 from engine.native.runner import ModelRunner
 from scheduler.config import SchedulerConfig
 from tests.checkpoints import make_checkpoint
-from tests.engine.native.parallel.thread_ranks import consecutive_stages
+from tests.engine.native.parallel.thread_ranks import consecutive_stages, on_ranks
 from tests.engine.native.plans import Planner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,6 +24,12 @@ FIRST_DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 LIMITS = SchedulerConfig(
     num_blocks=24, block_size=8, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64
 )
+GROUPED: dict[str, Any] = {
+    "attention_backend": "triton",
+    "linear_kernel": "torch",
+    "device": DEVICE,
+}
+"""On a CPU, whose own products would be chosen, experts are grouped with torch's alone."""
 PROMPTS = {0: list(range(20, 37)), 1: [5], 2: [9, 250, 31, 7, 8, 100]}
 
 
@@ -46,7 +54,6 @@ def run(runner: ModelRunner) -> tuple[torch.Tensor, list[dict[int, int]]]:
         ("llama", {"attention_bias": True}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
         ("qwen2", {"tie_word_embeddings": True}),
-        ("qwen3_moe", {"mlp_only_layers": [1]}),
     ],
 )
 def test_it_computes_what_the_modules_do(
@@ -57,6 +64,55 @@ def test_it_computes_what_the_modules_do(
     expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
     torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
     assert tokens == expected_tokens
+
+
+@pytest.fixture
+def grouped_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on experts must not be multiplied one after the other."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("experts one after the other")
+
+    return lambda: monkeypatch.setattr(Experts, "_outputs", refuse)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [1]}),
+        ("qwen3_moe", {"norm_topk_prob": False}),
+        ("mixtral", {}),
+        ("mixtral", {"save_original_format": False}),
+    ],
+)
+def test_experts_are_multiplied_in_groups(
+    family: str, fields: dict[str, Any], tmp_path: Path, grouped_only: Callable[[], None]
+) -> None:
+    make_checkpoint(family, tmp_path, num_hidden_layers=2, **fields)
+    expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
+    grouped_only()
+    logits, tokens = run(make_runner(tmp_path, **GROUPED))
+    torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
+    assert tokens == expected_tokens
+
+
+@pytest.mark.parametrize("by_expert", [False, True])
+def test_ranks_add_up_what_their_experts_give(
+    by_expert: bool, tmp_path: Path, grouped_only: Callable[[], None]
+) -> None:
+    make_checkpoint("qwen3_moe", tmp_path, num_hidden_layers=2)
+    expected_logits, expected_tokens = run(make_runner(tmp_path, attention_backend="torch"))
+    grouped_only()
+    config = EngineConfig(
+        tmp_path,
+        LIMITS,
+        num_threads=1,
+        enable_expert_parallel=by_expert,
+        **GROUPED | {"device": FIRST_DEVICE},
+    )
+    for logits, tokens in on_ranks(2, lambda rank: run(ModelRunner(config, rank))):
+        torch.testing.assert_close(logits, expected_logits, atol=2e-3, rtol=2e-3)
+        assert tokens == expected_tokens
 
 
 def test_stages_run_module_by_module(tmp_path: Path) -> None:
