@@ -17,7 +17,7 @@ from server.openai.admission import check_model
 from server.openai.answer import Job
 from server.openai.as_chat import errors_name
 from server.openai.body import read_object, typed
-from server.openai.chat import prepare_turn
+from server.openai.chat import ChatTurn, prepare_turn
 from server.openai.chat_reading import tool_use
 from server.openai.conversation import encode_conversation
 from server.openai.document import documented
@@ -53,6 +53,7 @@ from server.openai.responses_api.shapes import (
     ResponseObject,
 )
 from server.openai.responses_api.store import StoredResponse
+from server.record import RequestRecord
 from server.streaming import EventStreamResponse, cancel_on_disconnect
 
 router = APIRouter(tags=["responses"])
@@ -75,17 +76,21 @@ async def create_response(request: Request) -> Response:
     body = await read_object(request)
     fields = typed(body, ResponsesRequest)
     check_model(fields.model, context.model)
-    items = conversation_items(context, fields)
+    items = conversation_items(context, record.caller, fields)
     chat = chat_request(body, fields, items)
-    if fields.background and not context.responses.may_run_more:
-        raise unavailable("Too many responses run in the background.")
     response_id = f"resp_{uuid.uuid4().hex}"
     with errors_name(CHAT_NAMES):
         turn = await prepare_turn(chat, context, record, response_id)
     builder = ResponseBuilder(new_response(fields, turn.job))
     if fields.background:
-        run = ResponseRun(turn, builder, record.detach())
-        stored = start_in_background(run, context, items, with_events=bool(fields.stream))
+        stored = StoredResponse(
+            builder.response,
+            items,
+            record.caller,
+            is_running=True,
+            events=[] if fields.stream else None,
+        )
+        start_in_background(stored, turn, builder, context, record)
         if fields.stream:
             return EventStreamResponse(stored.follow(0), record, ending=b"")
         return json_response(stored.response)
@@ -93,7 +98,7 @@ async def create_response(request: Request) -> Response:
 
     def keep(response: ResponseObject) -> None:
         if response.store:
-            context.responses.add_ended(StoredResponse(response, items))
+            context.responses.add_ended(StoredResponse(response, items, record.caller))
 
     if fields.stream:
         return EventStreamResponse(
@@ -122,7 +127,8 @@ async def count_input_tokens(request: Request) -> Response:
     body = await read_object(request)
     fields = typed(body, InputTokensRequest)
     check_model(fields.model, context.model)
-    chat = chat_request(body, fields, conversation_items(context, fields))
+    items = conversation_items(context, record_of(request).caller, fields)
+    chat = chat_request(body, fields, items)
     with errors_name(CHAT_NAMES):
         prompt = await encode_conversation(context, chat, with_tools=bool(tool_use(chat).offered))
     return json_response(InputTokensCount(input_tokens=len(prompt)))
@@ -139,7 +145,7 @@ async def count_input_tokens(request: Request) -> Response:
 )
 async def retrieve_response(request: Request, response_id: str) -> Response:
     """A response as it stands, or the events of one that streams in the background."""
-    stored = find(context_of(request), response_id)
+    stored = find(request, response_id)
     start = first_event(request.query_params)
     if start is None:
         return json_response(stored.response)
@@ -156,7 +162,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
 )
 async def cancel_response(request: Request, response_id: str) -> Response:
     """Stops a response in the background; one that has ended stays as it is."""
-    stored = find(context_of(request), response_id)
+    stored = find(request, response_id)
     if stored.task is None:
         raise bad_request("Only responses created with background can be cancelled.", "response_id")
     await stop(stored.task)
@@ -170,7 +176,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
 async def delete_response(request: Request, response_id: str) -> Response:
     """Forgets a response, and stops it if it still runs."""
     context = context_of(request)
-    stored = find(context, response_id)
+    stored = find(request, response_id)
     context.responses.remove(response_id)
     if stored.task is not None:
         await stop(stored.task)
@@ -185,12 +191,18 @@ async def delete_response(request: Request, response_id: str) -> Response:
 )
 async def list_input_items(request: Request, response_id: str) -> Response:
     """What the model was given: the items of earlier turns and the new ones."""
-    stored = find(context_of(request), response_id)
+    stored = find(request, response_id)
     return json_response(page_of_items(stored.items, request.query_params))
 
 
-def find(context: ServerContext, response_id: str) -> StoredResponse:
+def stored_of(context: ServerContext, caller: str, response_id: str) -> StoredResponse | None:
+    """None also for a response of another caller's: ids tell nobody what exists."""
     stored = context.responses.get(response_id)
+    return stored if stored is not None and stored.caller == caller else None
+
+
+def find(request: Request, response_id: str) -> StoredResponse:
+    stored = stored_of(context_of(request), record_of(request).caller, response_id)
     if stored is None:
         raise ApiError(
             HTTPStatus.NOT_FOUND,
@@ -201,13 +213,15 @@ def find(context: ServerContext, response_id: str) -> StoredResponse:
     return stored
 
 
-def conversation_items(context: ServerContext, fields: InputFields) -> tuple[InputItem, ...]:
+def conversation_items(
+    context: ServerContext, caller: str, fields: InputFields
+) -> tuple[InputItem, ...]:
     """What was said in the responses before, and the new input."""
     new = input_items(fields.input)
     previous_id = fields.previous_response_id
     if previous_id is None:
         return new
-    previous = context.responses.get(previous_id)
+    previous = stored_of(context, caller, previous_id)
     if previous is None:
         raise ApiError(
             HTTPStatus.NOT_FOUND,
@@ -254,17 +268,18 @@ def _text_config(fields: ResponsesRequest) -> dict[str, Any]:
 
 
 def start_in_background(
-    run: ResponseRun,
+    stored: StoredResponse,
+    turn: ChatTurn,
+    builder: ResponseBuilder,
     context: ServerContext,
-    items: tuple[InputItem, ...],
-    *,
-    with_events: bool,
-) -> StoredResponse:
-    events: list[bytes] | None = [] if with_events else None
-    stored = StoredResponse(run.builder.response, items, is_running=True, events=events)
-    context.responses.add_running(stored)
-    stored.task = asyncio.create_task(run_in_background(run, context, stored, context.responses))
-    return stored
+    record: RequestRecord,
+) -> None:
+    """Raises ``ApiError`` when too much runs already."""
+    store = context.responses
+    if not store.add_running(stored):
+        raise unavailable("Too many responses run in the background.")
+    run = ResponseRun(turn, builder, record.detach())
+    stored.task = asyncio.create_task(run_in_background(run, context, stored, store))
 
 
 async def stop(task: asyncio.Task[None]) -> None:

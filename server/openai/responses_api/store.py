@@ -11,9 +11,11 @@ import msgspec
 
 from server.openai.responses_api.schemas import InputItem
 from server.openai.responses_api.shapes import ResponseObject
+from server.rate_limits import ANYBODY
 
 MAX_RESPONSES = 2000
 MAX_BYTES = 128 * 2**20
+"""Of those that have ended, and as much again of those that run."""
 MAX_RUNNING = 256
 """Responses in the background at a time."""
 
@@ -23,6 +25,8 @@ class StoredResponse:
     response: ResponseObject
     items: tuple[InputItem, ...]
     """What the model was given, oldest first: earlier turns and the new input."""
+    caller: str = ANYBODY
+    """Whose it is; to all others it does not exist."""
     is_running: bool = False
     task: asyncio.Task[None] | None = None
     """What runs it in the background."""
@@ -77,22 +81,28 @@ class ResponseStore:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._max_running = max_running
-        self._running: dict[str, StoredResponse] = {}
+        self._running: dict[str, tuple[StoredResponse, int]] = {}
         self._ended: OrderedDict[str, tuple[StoredResponse, int]] = OrderedDict()
         self._num_bytes = 0
-
-    @property
-    def may_run_more(self) -> bool:
-        return len(self._running) < self._max_running
 
     def get(self, response_id: str) -> StoredResponse | None:
         if response_id in self._ended:
             self._ended.move_to_end(response_id)
             return self._ended[response_id][0]
-        return self._running.get(response_id)
+        running = self._running.get(response_id)
+        return None if running is None else running[0]
 
-    def add_running(self, stored: StoredResponse) -> None:
-        self._running[stored.response.id] = stored
+    def add_running(self, stored: StoredResponse) -> bool:
+        """False, and nothing is kept, when there is no room for it beside those that run.
+
+        It counts with the size it has now: what the model will say is bounded by its context.
+        """
+        size = stored.num_bytes()
+        taken = sum(other for _, other in self._running.values())
+        if len(self._running) >= self._max_running or taken + size > self._max_bytes:
+            return False
+        self._running[stored.response.id] = (stored, size)
+        return True
 
     def add_ended(self, stored: StoredResponse) -> None:
         """Keeps a response that has ended, which may have been running until now."""

@@ -66,15 +66,25 @@ def test_what_is_replaced_counts_once() -> None:
 def test_what_runs_is_never_dropped_and_is_bounded_by_itself() -> None:
     store = ResponseStore(max_responses=1, max_running=2)
     for name in "ab":
-        assert store.may_run_more
-        store.add_running(stored(name, is_running=True))
-    assert not store.may_run_more
+        assert store.add_running(stored(name, is_running=True))
+    assert not store.add_running(stored("e", is_running=True))
     for name in "cd":
         store.add_ended(stored(name))
-    assert kept(store, "abcd") == "abd"
+    assert kept(store, "abcde") == "abd"
     store.add_ended(stored("a"))
-    assert store.may_run_more
-    assert kept(store, "abcd") == "ab"
+    assert kept(store, "abcde") == "ab"
+    assert store.add_running(stored("e", is_running=True))
+
+
+def test_the_bytes_of_what_runs_are_bounded_by_themselves() -> None:
+    store = ResponseStore(max_bytes=10_000)
+    store.add_ended(stored("a", 6_000))
+    assert store.add_running(stored("b", 6_000, is_running=True))
+    assert not store.add_running(stored("c", 6_000, is_running=True))
+    assert store.add_running(stored("d", 1_000, is_running=True))
+    assert kept(store, "abcd") == "abd"
+    store.remove("b")
+    assert store.add_running(stored("c", 6_000, is_running=True))
 
 
 async def test_several_readers_follow_one_stream() -> None:

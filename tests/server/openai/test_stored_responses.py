@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from engine.protocol import EngineUnavailableError
+from server.auth import ApiKeys
+from server.openai.responses_api.store import ResponseStore
 from tests.server.conftest import Serve, Served, on_socket
 from tests.server.openai.test_responses import named_events, respond, stream_of, text_of
 
@@ -149,3 +151,51 @@ async def test_only_streams_in_the_background_are_read_again(serve: Serve) -> No
     ):
         refused = await served.client.get(path, params=params)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+async def test_many_at_once_do_not_slip_past_the_bound(serve: Serve) -> None:
+    """A form is compiled in a thread, so that all requests are looked at before one runs."""
+    served = serve(ends=False, gate=asyncio.Semaphore(0))
+    served.app.state.context.responses = ResponseStore(max_running=3)
+    form = {"format": {"type": "json_object"}}
+    answers = await asyncio.gather(*(respond(served, background=True, text=form) for _ in range(8)))
+    begun = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(begun) == 3
+    assert {answer.status_code for answer in refused} == {503}
+    assert all("retry-after" in answer.headers for answer in refused)
+    for response_id in begun:
+        await served.client.delete(f"/v1/responses/{response_id}")
+    assert (await respond(served, background=True)).status_code == 200
+
+
+@pytest.mark.parametrize("how", ["whole", "streamed", "background"])
+async def test_to_the_holders_of_other_keys_a_response_does_not_exist(
+    serve: Serve, how: str
+) -> None:
+    served = serve(api_keys=ApiKeys(["first", "second"]))
+    own, other = ({"authorization": f"Bearer {key}"} for key in ("first", "second"))
+    body = {"input": "Hi", "background": how == "background", "stream": how == "streamed"}
+    answer = await served.client.post("/v1/responses", json=body, headers=own)
+    is_streamed = how == "streamed"
+    response = named_events(answer.text)[-1]["response"] if is_streamed else answer.json()
+    path = f"/v1/responses/{response['id']}"
+
+    async def statuses(headers: dict[str, str]) -> list[int]:
+        asked = [
+            await served.client.get(path, headers=headers),
+            await served.client.get(f"{path}/input_items", headers=headers),
+        ]
+        for route in ("/v1/responses", "/v1/responses/input_tokens"):
+            going_on = {"input": "And?", "previous_response_id": response["id"]}
+            asked.append(await served.client.post(route, json=going_on, headers=headers))
+        return [answer.status_code for answer in asked]
+
+    for _ in range(500):
+        if (await served.client.get(path, headers=own)).json()["status"] == "completed":
+            break
+        await asyncio.sleep(0.005)
+    assert await statuses(other) == [404] * 4
+    assert (await served.client.post(f"{path}/cancel", headers=other)).status_code == 404
+    assert (await served.client.delete(path, headers=other)).status_code == 404
+    assert await statuses(own) == [200] * 4
