@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
@@ -14,11 +16,20 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.e2e.server_process import ServerProcess
 
+
+def _schema_conformance(ctx: Any, response: Any, case: Any) -> Any:
+    """But for streams: the document describes the data of an event, as OpenAI's own does, and not
+    what schemathesis makes of one."""
+    if "text/event-stream" in "".join(response.headers.get("content-type", ())):
+        return None
+    return response_schema_conformance(ctx, response, case)
+
+
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
-    response_schema_conformance,
+    _schema_conformance,
 ]
 MODES = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
 EXAMPLES = 25

@@ -84,11 +84,12 @@ async def test_a_life(client: EngineClient) -> None:
         await collect(client, make_request("bad", prompt=10**6))
 
     tokens: dict[int, int] = {0: 0, 1: 0}
-    async for output in client.generate(make_request("two", max_tokens=60, n=2)):
+    async for output in client.generate(make_request("two", max_tokens=900, n=2)):
         tokens[output.index] += len(output.token_ids)
-        if output.index == 0 and tokens[0] == 3:
+        if output.index == 0 and output.finish_reason is None:
             client.abort("two", 0)
-    assert tokens == {0: 3, 1: 60}
+    assert 0 < tokens[0] < 900  # more than one may have waited
+    assert tokens[1] == 900
 
     stream = client.generate(make_request("left", max_tokens=15_000))
     await anext(stream)

@@ -90,7 +90,8 @@ def _scale_and_zero(
     scales, zeros, start, outputs, num_outputs, num_inputs, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Of the group that a tile begins in, float32 [OUTPUTS]; 0 behind the last one."""
-    mask = (outputs < num_outputs) & (start < num_inputs)
+    # As a tensor, since newer interpreters take a number's comparison for no mask.
+    mask = (outputs < num_outputs) & (start + outputs * 0 < num_inputs)
     places = outputs
     if GROUP != 0:
         places += start // GROUP * num_outputs
