@@ -109,7 +109,7 @@ def test_a_seeded_answer_does_not_depend_on_its_neighbours(server: ServerProcess
 
     async def compare() -> None:
         alone = await sample(11, 42)
-        crowd = await asyncio.gather(*(sample(seed, 20 + 2 * seed) for seed in range(24)))
+        crowd = await asyncio.gather(*(sample(seed, 20 + 2 * seed) for seed in range(32)))
         assert crowd[11] == alone
 
     asyncio.run(compare())
